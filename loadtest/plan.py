@@ -1,0 +1,125 @@
+"""What is measured, against what, and what is expected: rows, groups, targets. Data; must not know how."""
+
+from dataclasses import dataclass
+
+CONNECTIONS = (1, 8, 64)
+IN_FLIGHT = (64, 256)
+BATCHES = ((100, 4), (1000, 2))  # (jobs in a request, connections)
+WORKERS = 16
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """How workers fetch and acknowledge: jobs asked for in a call, further connections for acknowledgements."""
+
+    key: str
+    count: int
+    ackers: int
+    title: str
+
+
+FETCHES = (
+    Fetch("fetch-1", 1, 0, f"fetch 1 + ack, {WORKERS} workers"),
+    Fetch("fetch-10", 10, 0, f"fetch 10 + acks, {WORKERS} workers"),
+    Fetch("fetch-10-at-once", 10, 10, f"fetch 10 + acks at once, {WORKERS} workers"),
+)
+
+JOB = (
+    '{"type":"email.send","args":["user@example.com","welcome",{"locale":"en","n":42,"name":"Ada Lovelace",'
+    '"plan":"team","trial_ends_at":"2030-01-31T00:00:00Z","links":["https://example.com/a","https://example.com/b"]}],'
+    '"options":{"queue":"%s"}}'
+)
+#: About what the server stores for `JOB`, so that the raw ceiling moves as many bytes as the batches do.
+RECORD_BYTES = 600
+
+#: The pseudo row that batches are compared with: the best ceiling figure of the round.
+CEILING = "ceiling"
+
+
+def job(queue: str) -> bytes:
+    """The body of a single enqueue; the echo answers the same one."""
+    return (JOB % queue).encode()
+
+
+def batch(queue: str, count: int) -> bytes:
+    """The body of a batch enqueue."""
+    return b'{"jobs":[%s]}' % b",".join([job(queue)] * count)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table. `baseline` is the row (or `CEILING`) whose rate in the same round divides its own."""
+
+    key: str
+    group: str
+    title: str
+    unit: str
+    baseline: str = ""
+    #: a part of the row above (one of its calls): latencies only
+    is_part: bool = False
+
+
+@dataclass(frozen=True)
+class Target:
+    """One figure that issue 3 asks for: `measure` is `ratio` or `p99_ms`; `at_least` or else at most."""
+
+    row: str
+    measure: str
+    bound: float
+    text: str
+    at_least: bool = True
+
+    def is_met(self, figure: float) -> bool:
+        """Whether the figure is within the bound; nan is not."""
+        return figure >= self.bound if self.at_least else figure <= self.bound
+
+
+def _plural(count: int, noun: str) -> str:
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def _rows() -> list[Row]:
+    rows = [Row(f"echo-{c}", "echo", f"echo, {_plural(c, 'connection')}", "req/s") for c in CONNECTIONS]
+    rows += [
+        Row(f"enqueue-{c}", "enqueue", f"enqueue, {_plural(c, 'connection')}", "req/s", f"echo-{c}")
+        for c in CONNECTIONS
+    ]
+    for fetch in FETCHES:
+        rows += [
+            Row(fetch.key, "fetch", fetch.title, "jobs/s", "echo-64"),
+            Row(f"{fetch.key}-call", "fetch", "  its fetch calls", "", is_part=True),
+            Row(f"{fetch.key}-ack", "fetch", "  its ack calls", "", is_part=True),
+        ]
+    for client, name in (("own", "own connection"), ("nats-py", "nats-py")):
+        rows += [
+            Row(f"ceiling-{client}-{n}", "ceiling", f"raw JetStream, {name}, {n} in flight", "jobs/s")
+            for n in IN_FLIGHT
+        ]
+    rows += [
+        Row(f"batch-{count}", "batch", f"batch of {count}, {_plural(c, 'connection')}", "jobs/s", CEILING)
+        for count, c in BATCHES
+    ]
+    return rows
+
+
+ROWS = _rows()
+
+#: The order of a round; every second round runs backwards, so that a drift of the machine favours nobody.
+#: Each subject stands beside its baseline.
+GROUPS = ("enqueue", "echo", "fetch", "ceiling", "batch")
+
+#: What a group's ratios need.
+BASELINE_GROUPS = {"enqueue": "echo", "fetch": "echo", "batch": "ceiling"}
+
+TARGETS = (
+    Target("enqueue-64", "ratio", 0.45, "single enqueue at 64 connections, of the echo"),
+    Target("batch-100", "ratio", 0.6, "batches of 100, of the raw JetStream ceiling"),
+    Target("fetch-10", "ratio", 0.35, "fetch 10 + acks, jobs per echo request"),
+    Target("enqueue-8", "p99_ms", 10.0, "p99 of enqueue at 8 connections, ms", at_least=False),
+)
+
+
+def with_baselines(groups: list[str]) -> list[str]:
+    """The groups that were asked for and those that their ratios need, in the order of a round."""
+    wanted = set(groups) | {BASELINE_GROUPS[group] for group in groups if group in BASELINE_GROUPS}
+    return [group for group in GROUPS if group in wanted]

@@ -1,0 +1,344 @@
+# A job's record: the envelope as stored in `ojs-jobs`. Layout of the bytes:
+#
+#   {"_ojs":["<6 hex digits: offset of the public part>",private…],HEAD BODY TAIL}
+#
+# HEAD holds what the server manages and is written anew at every transition; BODY is what the client
+# sent and is copied as bytes; TAIL holds errors and result, spliced from bytes too. What GET returns
+# is "{" + HEAD BODY TAIL "}", so a read costs one slice and no decoding.
+
+cimport cython
+from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport int64_t
+from libc.string cimport memcmp
+
+import orjson
+
+cdef Py_ssize_t _RECORD_PREFIX_LENGTH = 10
+cdef Py_ssize_t _RECORD_LARGEST_OFFSET = 0xFFFFFF
+cdef int _ERRORS_KEPT = 25
+cdef frozenset _RECORD_STATES = frozenset(STATES)
+
+# Bits of `flags`: 1 = listed among the dead letters, 2 = expired before it ran.
+
+cpdef str quote_json(str text):
+    """The JSON string for `text`."""
+    return orjson.dumps(text).decode()
+
+
+cdef Py_ssize_t _record_offset(bytes stored) except -1:
+    # Where the public part starts. int() would also read "-00001" or "0x1_2a".
+    cdef const unsigned char* p = <const unsigned char*>PyBytes_AS_STRING(stored)
+    cdef Py_ssize_t offset = 0, i
+    if PyBytes_GET_SIZE(stored) < 18 or memcmp(p, b'{"_ojs":["', 10) != 0:
+        raise ValueError("not a record of ojs-jobs: the private part is missing")
+    for i in range(10, 16):
+        if 48 <= p[i] <= 57:
+            offset = offset * 16 + p[i] - 48
+        elif 97 <= p[i] <= 102:
+            offset = offset * 16 + p[i] - 87
+        else:
+            raise ValueError("not a record of ojs-jobs: the offset is malformed")
+    if not 18 <= offset < PyBytes_GET_SIZE(stored):
+        raise ValueError("not a record of ojs-jobs: it ends too early")
+    return offset
+
+
+cdef inline bytes _record_cut(bytes stored, Py_ssize_t at, Py_ssize_t size):
+    if not 0 <= at <= PyBytes_GET_SIZE(stored) or not 0 <= size <= PyBytes_GET_SIZE(stored) - at:
+        raise ValueError("the lengths do not add up")
+    return PyBytes_FromStringAndSize(PyBytes_AS_STRING(stored) + at, size)
+
+
+@cython.final
+cdef class Record:
+    """One job as stored in `ojs-jobs` (ojs-core section 5; CONTRACT sections 2 and 3).
+
+    Times are integers in ms since the epoch, 0 = not set; durations in ms. `body` is the immutable
+    client part (`,"args":[…],"meta":{…}…`), `errors` the raw JSON of each failed attempt (oldest
+    first), `result` the raw JSON a worker sent. The transition methods mutate the record; they raise
+    IllegalTransition and then leave it as it was.
+    """
+
+    cdef public str id, type, queue, state, worker_id, node_id, ack_subject, test_directive
+    cdef public int priority, attempt, max_attempts, flags
+    cdef public int64_t created_ms, enqueued_ms, scheduled_ms, started_ms, ended_ms, next_attempt_ms
+    cdef public int64_t retry_delay_ms, expires_ms, visibility_ms, reservation_ms, timeout_ms, activated_ms
+    cdef public object retry
+    cdef public bytes body
+    cdef public list errors
+    cdef public bytes result
+
+    def __init__(self, str id not None, str type not None, str queue not None, bytes body not None):
+        self.id = id
+        self.type = type
+        self.queue = queue
+        self.body = body
+        self.state = "available"
+        self.worker_id = ""
+        self.node_id = ""
+        self.ack_subject = ""
+        self.test_directive = ""
+        self.max_attempts = 3
+        self.errors = []
+        self.result = b""
+
+    # -- bytes ---------------------------------------------------------------------------------
+
+    @staticmethod
+    def parse(bytes stored not None):
+        """Read a stored record. Raises ValueError when the bytes are not one of ours."""
+        cdef Py_ssize_t offset = _record_offset(stored)
+        cdef Record record = Record.__new__(Record)
+        try:
+            record._read(stored, offset, orjson.loads(_record_cut(stored, 8, offset - 9)))
+        except (ValueError, TypeError, OverflowError) as error:
+            raise ValueError(f"not a record of ojs-jobs: {error}") from None
+        return record
+
+    cdef int _read(self, bytes stored, Py_ssize_t offset, list private) except -1:
+        cdef Py_ssize_t at, size, result_size
+        cdef list error_sizes
+        (
+            _, self.id, self.type, self.queue, self.state, self.priority, self.attempt,
+            self.max_attempts, self.flags, self.created_ms, self.enqueued_ms, self.scheduled_ms,
+            self.started_ms, self.ended_ms, self.next_attempt_ms, self.retry_delay_ms,
+            self.expires_ms, self.visibility_ms, self.reservation_ms, self.timeout_ms,
+            self.activated_ms,
+            self.worker_id, self.node_id, self.ack_subject, self.test_directive, self.retry,
+            at, size, error_sizes, result_size,
+        ) = private
+        self._check()
+        if not 0 <= at <= PyBytes_GET_SIZE(stored) - offset:
+            raise ValueError("the lengths do not add up")
+        at += offset
+        self.body = _record_cut(stored, at, size)
+        at += size
+        self.errors = []
+        if error_sizes:
+            at += 11  # ,"errors":[
+            for size in error_sizes:
+                self.errors.append(_record_cut(stored, at, size))
+                at += size + 1
+            if self.shows_error():
+                at += 9 + len(<bytes>self.errors[len(self.errors) - 1])  # ,"error":
+        if result_size:
+            at += 10  # ,"result":
+            self.result = _record_cut(stored, at, result_size)
+            at += result_size
+        else:
+            self.result = b""
+        if at + 1 != len(stored):
+            raise ValueError("the lengths do not add up")
+        return 0
+
+    cdef int _check(self) except -1:
+        # What later code relies on and typed attributes do not ensure: they also take None.
+        if self.state is None or self.state not in _RECORD_STATES:
+            raise ValueError("it has no state")
+        if self.id is None or self.type is None or self.queue is None or self.worker_id is None \
+                or self.node_id is None or self.ack_subject is None or self.test_directive is None:
+            raise ValueError("null instead of a text")
+        if self.retry is not None and (type(self.retry) is not list or len(self.retry) != 8):
+            raise ValueError("no retry policy")
+        return 0
+
+    cpdef bint shows_error(self):
+        return len(self.errors) > 0 and self.state != "completed"
+
+    cdef str _head(self):
+        cdef str head = (
+            f'"specversion":"1.0","id":"{self.id}","type":"{self.type}","queue":"{self.queue}",'
+            f'"state":"{self.state}","priority":{self.priority},"attempt":{self.attempt},'
+            f'"max_attempts":{self.max_attempts},"created_at":"{format_rfc3339_ms(self.created_ms)}"'
+        )
+        if self.enqueued_ms:
+            head += f',"enqueued_at":"{format_rfc3339_ms(self.enqueued_ms)}"'
+        if self.activated_ms:
+            head += f',"activated_at":"{format_rfc3339_ms(self.activated_ms)}"'
+        if self.started_ms:
+            head += f',"started_at":"{format_rfc3339_ms(self.started_ms)}"'
+        if self.ended_ms:
+            if self.state == "completed":
+                head += f',"completed_at":"{format_rfc3339_ms(self.ended_ms)}"'
+            elif self.state == "cancelled":
+                head += f',"cancelled_at":"{format_rfc3339_ms(self.ended_ms)}"'
+            else:
+                head += f',"discarded_at":"{format_rfc3339_ms(self.ended_ms)}"'
+                # A job that failed for good also completed; one that expired never ran (L2-TTL-001).
+                if not self.flags & 2:
+                    head += f',"completed_at":"{format_rfc3339_ms(self.ended_ms)}"'
+        if self.retry_delay_ms:
+            head += f',"retry_delay_ms":{self.retry_delay_ms}'
+        if self.next_attempt_ms:
+            head += f',"next_attempt_at":"{format_rfc3339_ms(self.next_attempt_ms)}"'
+        if self.worker_id:
+            head += f',"worker_id":{quote_json(self.worker_id)}'
+        return head
+
+    cpdef bytes serialize(self):
+        """The bytes to store."""
+        cdef bytes head = self._head().encode()
+        cdef list error_sizes = [len(e) for e in self.errors]
+        cdef bytes private = orjson.dumps([
+            self.id, self.type, self.queue, self.state, self.priority, self.attempt, self.max_attempts,
+            self.flags, self.created_ms, self.enqueued_ms, self.scheduled_ms, self.started_ms,
+            self.ended_ms, self.next_attempt_ms, self.retry_delay_ms, self.expires_ms, self.visibility_ms,
+            self.reservation_ms, self.timeout_ms, self.activated_ms, self.worker_id, self.node_id, self.ack_subject,
+            self.test_directive, self.retry, len(head), len(self.body), error_sizes, len(self.result),
+        ])
+        # prefix, 6 hex digits, quote and comma, private without its opening bracket, comma
+        cdef Py_ssize_t offset = _RECORD_PREFIX_LENGTH + 6 + 2 + len(private) - 1 + 1
+        if offset > _RECORD_LARGEST_OFFSET:
+            raise ValueError(f"the private part of job {self.id} is too long for its 6 hex digits")
+        cdef list parts = [b'{"_ojs":["%06x",' % offset, private[1:], b",", head, self.body]
+        if error_sizes:
+            parts.append(b',"errors":[')
+            parts.append(b",".join(self.errors))
+            parts.append(b"]")
+            if self.shows_error():
+                parts.append(b',"error":')
+                parts.append(self.errors[len(self.errors) - 1])
+        if self.result:
+            parts.append(b',"result":')
+            parts.append(self.result)
+        parts.append(b"}")
+        return b"".join(parts)
+
+    # -- transitions ---------------------------------------------------------------------------
+
+    def claim(self, int64_t now_ms, str worker_id not None, int64_t reservation_ms, int64_t timeout_ms):
+        """available → active; counts the attempt. The job's own visibility and execution timeouts
+        win over the given ones (ms)."""
+        self.state = transition("claim", self.state)
+        self.attempt += 1
+        self.started_ms = now_ms
+        self.next_attempt_ms = 0
+        self.worker_id = worker_id
+        self.reservation_ms = self.visibility_ms if self.visibility_ms else reservation_ms
+        if not self.timeout_ms:
+            self.timeout_ms = timeout_ms
+
+    def complete(self, int64_t now_ms, bytes result not None):
+        """active → completed; `result` is raw JSON, b"" = none. The error history stays, `error` goes."""
+        self.state = transition("ack", self.state)
+        self.ended_ms = now_ms
+        self.result = result
+        self.retry_delay_ms = 0
+        self.ack_subject = ""
+
+    def fail(self, bytes error not None):
+        """Append one raw JSON error to the history of attempts; the oldest beyond 25 go."""
+        self.errors.append(error)
+        if len(self.errors) > _ERRORS_KEPT:
+            del self.errors[0]
+
+    def schedule_retry(self, int64_t now_ms, int64_t delay_ms):
+        """active → retryable, to be promoted at `now_ms + delay_ms`."""
+        self.state = transition("retry", self.state)
+        self.retry_delay_ms = delay_ms
+        self.next_attempt_ms = now_ms + delay_ms
+        self.ack_subject = ""
+
+    def discard(self, int64_t now_ms, bint dead_letter):
+        """active → discarded: runs spent or not retryable."""
+        self.state = transition("discard", self.state)
+        self.ended_ms = now_ms
+        self.retry_delay_ms = 0
+        self.ack_subject = ""
+        if dead_letter:
+            self.flags |= 1
+
+    def requeue(self, int64_t now_ms, bint counts):
+        """active → available. `counts=False` gives the attempt back: no worker ever saw the job."""
+        self.state = transition("requeue", self.state)
+        self.enqueued_ms = now_ms
+        self.worker_id = ""
+        self.ack_subject = ""
+        if not counts:
+            self.attempt -= 1
+            self.started_ms = 0
+
+    def promote(self, int64_t now_ms):
+        """scheduled or retryable → available."""
+        self.state = transition("promote", self.state)
+        self.enqueued_ms = now_ms
+        self.next_attempt_ms = 0
+        self.worker_id = ""
+
+    def activate(self, int64_t now_ms):
+        """pending → available."""
+        self.state = transition("activate", self.state)
+        self.enqueued_ms = now_ms
+        self.activated_ms = now_ms
+
+    def cancel(self, int64_t now_ms):
+        """Any non-terminal state → cancelled."""
+        self.state = transition("cancel", self.state)
+        self.ended_ms = now_ms
+        self.next_attempt_ms = 0
+        self.ack_subject = ""
+
+    def expire(self, int64_t now_ms):
+        """available, scheduled or retryable → discarded because `expires_at` passed."""
+        self.state = transition("expire", self.state)
+        self.flags |= 2
+        self.ended_ms = now_ms
+        self.next_attempt_ms = 0
+
+    def revive(self, int64_t now_ms):
+        """discarded dead letter → available with all its runs back; the error history stays."""
+        self.state = transition("dead_letter_retry", self.state)
+        self.flags = 0
+        self.attempt = 0
+        self.enqueued_ms = now_ms
+        self.started_ms = 0
+        self.ended_ms = 0
+        self.retry_delay_ms = 0
+        self.worker_id = ""
+
+    @property
+    def dead_letter(self):
+        """True when the job is to be listed among the dead letters."""
+        return (self.flags & 1) != 0
+
+    @property
+    def expired(self):
+        """True when the job was discarded because `expires_at` passed."""
+        return (self.flags & 2) != 0
+
+
+cdef inline bytes _record_public(bytes stored):
+    return b"{" + stored[_record_offset(stored):]
+
+
+def public_job(bytes stored not None):
+    """The JSON object (bytes) that a GET returns, cut from the stored bytes of a record.
+
+    Raises ValueError when they are not one of ours.
+    """
+    return _record_public(stored)
+
+
+def split_work_message(bytes payload not None):
+    """`(revision, record bytes)` of a work message. Raises ValueError when it is not one of ours."""
+    cdef Py_ssize_t at = payload.find(b" ", 0, 20)
+    # 19 digits, only digits: int() would also read "+1", "1_0" or "1\n".
+    if at < 1 or not payload[:at].isdigit():
+        raise ValueError("not a work message: the revision is missing")
+    return int(payload[:at]), payload[at + 1:]
+
+
+def work_message(int64_t revision, bytes stored not None):
+    """The payload (bytes) of a work message: the revision of the record, a space, the record."""
+    return b"%d %s" % (revision, stored)
+
+
+def jobs_reply(list stored not None):
+    """`{"jobs":[…]}` (bytes) from stored records, without decoding them."""
+    cdef list parts = []
+    cdef object one
+    for one in stored:
+        if type(one) is not bytes:
+            raise TypeError(f"a stored record is bytes, not {type(one).__name__}")
+        parts.append(_record_public(one))
+    return b'{"jobs":[' + b",".join(parts) + b"]}"

@@ -1,0 +1,325 @@
+"""Requests and replies, independent of the HTTP library: what handlers take and give.
+
+Owns headers, body reading and limits, authentication, the error body; must not know any resource.
+"""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qsl
+
+import orjson
+
+from ojs_fast import _core
+from ojs_fast.config import Settings
+from ojs_fast.core.clock import now_ms
+from ojs_fast.errors import (
+    BackendUnavailable,
+    Conflict,
+    Duplicate,
+    InvalidRequest,
+    MethodNotAllowed,
+    NotFound,
+    OJSError,
+    PayloadTooLarge,
+    Unauthorized,
+    Unsupported,
+    ValidationFailed,
+)
+from ojs_fast.storage.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+OJS_JSON = b"application/openjobspec+json"
+PLAIN_JSON = b"application/json"
+VERSION = b"1.0"
+BODY_TIMEOUT_S = 60
+DOCS_URL = "https://openjobspec.org/docs/errors#"
+
+RawHeaders = list[tuple[bytes, bytes]]
+Receive = Callable[[], Awaitable[dict[str, Any]]]
+
+_request_ids = _core.UuidV7Generator()
+
+_STATUS: dict[type[OJSError], int] = {
+    NotFound: 404,
+    MethodNotAllowed: 405,
+    Conflict: 409,
+    Duplicate: 409,
+    PayloadTooLarge: 413,
+    Unauthorized: 401,
+    Unsupported: 422,
+    ValidationFailed: 422,
+    BackendUnavailable: 503,
+}
+
+
+class UnsupportedEncoding(OJSError):
+    """The body is compressed in a way the server does not take (415)."""
+
+    code = "unsupported"
+
+
+_STATUS[UnsupportedEncoding] = 415
+
+
+class ClientGone(Exception):
+    """The client hung up before its request was complete; there is nobody to answer."""
+
+
+@dataclass(slots=True)
+class Reply:
+    """Status, JSON body and further headers of an answer."""
+
+    status: int
+    body: bytes
+    headers: RawHeaders = field(default_factory=list)
+
+
+class Request:
+    """One request: the headers that matter, the body, the path parameters."""
+
+    __slots__ = (
+        "_gone",
+        "_receive",
+        "_request_id",
+        "_unfinished",
+        "accepts_ojs",
+        "body",
+        "headers",
+        "params",
+        "query_string",
+    )
+
+    def __init__(self, scope: dict[str, Any], receive: Receive, params: dict[str, str] | None = None) -> None:
+        self.headers: dict[bytes, bytes] = dict(scope["headers"])
+        self.query_string: bytes = scope["query_string"]
+        self.params = params or {}
+        self.body = b""
+        self._receive = receive
+        self._request_id = b""
+        self._gone: Any = None
+        self._unfinished = False
+        accept = self.headers.get(b"accept", b"")
+        # Spec 4.3 answers openjobspec+json whatever is accepted; the Python SDK only parses
+        # application/json, so a client that names that alone gets it.
+        self.accepts_ojs = not (PLAIN_JSON in accept and b"openjobspec" not in accept)
+
+    @property
+    def request_id(self) -> bytes:
+        """The client's X-Request-Id, or one of ours."""
+        if not self._request_id:
+            given = self.headers.get(b"x-request-id", b"")
+            if given and len(given) <= 128 and given.isascii() and given.decode().isprintable():
+                self._request_id = given
+            else:
+                self._request_id = b"req_" + _request_ids.next(now_ms()).encode()
+        return self._request_id
+
+    def query(self, name: str) -> str:
+        """The last value of a query parameter, "" when missing."""
+        if not self.query_string:
+            return ""
+        try:
+            pairs = parse_qsl(self.query_string.decode("ascii"), max_num_fields=50, errors="strict")
+        except ValueError:
+            raise InvalidRequest("The query string is malformed; expected name=value pairs in UTF-8.") from None
+        return next((value for key, value in reversed(pairs) if key == name), "")
+
+    def query_int(self, name: str, default: int, low: int, high: int) -> int:
+        """An integer parameter; above `high` it is clamped. Raises InvalidRequest."""
+        raw = self.query(name)
+        if not raw:
+            return default
+        if not (raw.isascii() and raw.isdigit() and len(raw) < 18 and int(raw) >= low):
+            raise InvalidRequest(
+                f"Parameter '{name}' is '{raw[:60]}'; expected an integer from {low} to {high}.",
+                details={"field": name, "received": raw[:60], "expected": f"integer from {low} to {high}"},
+            )
+        return min(int(raw), high)
+
+    def query_list(self, name: str) -> list[str]:
+        """A comma-separated parameter."""
+        return [part for part in self.query(name).split(",") if part]
+
+    async def read(self, limit_bytes: int) -> None:
+        """Read the whole body. Raises PayloadTooLarge, InvalidRequest, ClientGone."""
+        declared = self.headers.get(b"content-length")
+        size = int(declared) if declared and declared.isdigit() else -1
+        if size > limit_bytes:
+            raise _too_large(limit_bytes)
+        message = await self._receive()
+        body: bytes = message.get("body", b"")
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        self._unfinished = bool(message.get("more_body"))
+        if self._unfinished and len(body) != size:
+            body = await self._read_rest(body, limit_bytes)
+            self._unfinished = False
+        self.body = body
+
+    async def _read_rest(self, first: bytes, limit_bytes: int) -> bytes:
+        chunks, size = [first], len(first)
+        try:
+            async with asyncio.timeout(BODY_TIMEOUT_S):
+                while True:
+                    message = await self._receive()
+                    if message["type"] == "http.disconnect":
+                        raise ClientGone
+                    chunk: bytes = message.get("body", b"")
+                    size += len(chunk)
+                    if size > limit_bytes:
+                        raise _too_large(limit_bytes)
+                    chunks.append(chunk)
+                    if not message.get("more_body"):
+                        return b"".join(chunks)
+        except TimeoutError:
+            raise InvalidRequest(f"The request body did not arrive within {BODY_TIMEOUT_S} s.") from None
+
+    async def watch_client(self) -> None:
+        """Start to notice that the client hangs up; call after the body was read."""
+        if self._unfinished:
+            # The body is complete by its length; its empty last part comes without delay.
+            await self._receive()
+        self._gone = self._receive()
+
+    def client_gone(self) -> bool:
+        """True when the client hung up since `watch_client`."""
+        return bool(self._gone is not None and self._gone.done())
+
+    def json(self) -> dict[str, Any]:
+        """The body as an object, for requests without user JSON. Raises OJSError."""
+        from ojs_fast.core.jobs import decode_field, refused
+
+        try:
+            members = _core.scan_json_object(self.body)
+        except (ValueError, TypeError) as error:
+            raise refused(error) from None
+        try:
+            decoded: dict[str, Any] = orjson.loads(self.body)
+        except orjson.JSONDecodeError:  # a number beyond a double: find the field, to name it
+            decoded = {name: decode_field(self.body[start:end], name) for name, (start, end) in members.items()}
+        return decoded
+
+
+def _too_large(limit_bytes: int) -> PayloadTooLarge:
+    return PayloadTooLarge(
+        f"The request body is larger than {limit_bytes} bytes.",
+        details={"max_bytes": limit_bytes},
+        hint="Send fewer jobs at once, or store large payloads elsewhere and pass a reference.",
+    )
+
+
+def check_content_type(request: Request) -> None:
+    """Refuse bodies that are not JSON in UTF-8 (ojs-http-binding section 4.1). Raises InvalidRequest."""
+    raw = request.headers.get(b"content-type")
+    if raw is None or raw in (OJS_JSON, PLAIN_JSON):
+        return
+    media, _, parameters = raw.lower().partition(b";")
+    charset = next((p.partition(b"=")[2].strip(b' "') for p in parameters.split(b";") if b"charset" in p), b"utf-8")
+    if media.strip() not in (OJS_JSON, PLAIN_JSON) or charset not in (b"utf-8", b"utf8"):
+        shown = raw[:80].decode("latin-1")
+        raise InvalidRequest(
+            f"Header 'Content-Type' is '{shown}'; expected application/openjobspec+json or application/json in UTF-8.",
+            details={"field": "Content-Type", "received": shown},
+        )
+
+
+class Gate:
+    """What every request passes: version, authentication, body, errors."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._api_key = settings.api_key.encode() if settings.api_key else b""
+        self._max_body_bytes = settings.max_body_bytes
+
+    async def run(
+        self, handler: Callable[[Request], Awaitable[Reply]], request: Request, *, is_open: bool = False
+    ) -> Reply:
+        """Run a handler; every exception becomes an OJS error body."""
+        try:
+            version = request.headers.get(b"ojs-version")
+            if version is not None and version != VERSION:
+                raise _unsupported_version(version)  # noqa: TRY301 - this is where errors become answers
+            if self._api_key and not is_open:
+                self._authenticate(request)
+            await request.read(self._max_body_bytes)
+            if request.body:
+                check_content_type(request)
+                encoding = request.headers.get(b"content-encoding", b"identity")
+                if encoding.lower() != b"identity":
+                    raise UnsupportedEncoding(  # noqa: TRY301 - as above
+                        f"Header 'Content-Encoding' is '{encoding[:40].decode('latin-1')}'; expected none."
+                    )
+            return await handler(request)
+        except OJSError as error:
+            return error_reply(error, request)
+        except Unavailable as error:
+            log.warning("a request met an unavailable backend: %s", error)
+            return error_reply(BackendUnavailable("The backend is not available; try again shortly."), request)
+        except ClientGone:
+            # It may have closed only its sending side; without an answer Granian would make this a 500.
+            return error_reply(InvalidRequest("The connection ended before the request body was complete."), request)
+        except Exception:
+            log.exception("unexpected error", extra={"request_id": request.request_id.decode()})
+            return error_reply(OJSError("Unexpected server error."), request)
+
+    def _authenticate(self, request: Request) -> None:
+        scheme, _, key = request.headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._api_key):
+            raise Unauthorized(
+                "The API key is missing or wrong.", hint="Send the header 'Authorization: Bearer <OJS_API_KEY>'."
+            )
+
+
+def _unsupported_version(version: bytes) -> Unsupported:
+    shown = version[:40].decode("latin-1")
+    return Unsupported(
+        f"Header 'OJS-Version' is '{shown}'; this server speaks 1.0.",
+        details={"field": "OJS-Version", "received": shown, "supported": ["1.0"]},
+    )
+
+
+def error_reply(error: OJSError, request: Request) -> Reply:
+    """The error body of CONTRACT section 9."""
+    status = _STATUS.get(type(error), 500 if type(error) is OJSError else 400)
+    body: dict[str, Any] = {
+        "code": error.code,
+        "type": error.code,
+        "message": error.message,
+        "retryable": error.retryable or status >= 500,
+        "request_id": request.request_id.decode("ascii"),
+    }
+    if error.details:
+        body["details"] = error.details
+    if error.hint:
+        body["hint"] = error.hint
+    body["docs_url"] = DOCS_URL + error.code
+    headers: RawHeaders = []
+    if status == 503:
+        headers.append((b"retry-after", b"1"))
+    elif status == 401:
+        headers.append((b"www-authenticate", b"Bearer"))
+    try:
+        encoded = orjson.dumps({"error": body})
+    except orjson.JSONEncodeError:
+        body.pop("details", None)
+        encoded = orjson.dumps({"error": body})
+    return Reply(status, encoded, headers)
+
+
+def reply_headers(request: Request, reply: Reply) -> RawHeaders:
+    """All headers of an answer (ojs-http-binding section 6.5)."""
+    return [
+        (b"content-type", OJS_JSON if request.accepts_ojs else PLAIN_JSON),
+        (b"ojs-version", VERSION),
+        (b"x-request-id", request.request_id),
+        *reply.headers,
+    ]
+
+
+def json_reply(value: Any, status: int = 200) -> Reply:
+    """Encode a value as the body."""
+    return Reply(status, orjson.dumps(value))

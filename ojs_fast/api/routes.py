@@ -1,0 +1,71 @@
+"""The route table: method, path, handler. One line per endpoint."""
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ojs_fast.api.dead_letters import DeadLetterHandlers
+from ojs_fast.api.http import Reply, Request
+from ojs_fast.api.jobs import JobHandlers
+from ojs_fast.api.queues import QueueHandlers
+from ojs_fast.api.system import SystemHandlers
+from ojs_fast.api.workers import WorkerHandlers
+
+Handler = Callable[[Request], Awaitable[Reply]]
+V1 = "/ojs/v1"
+
+
+@dataclass(slots=True, frozen=True)
+class Route:
+    """One endpoint. `is_open`: answered without an API key."""
+
+    method: str
+    path: str
+    handler: Handler
+    is_open: bool = False
+
+
+def routes(
+    jobs: JobHandlers,
+    workers: WorkerHandlers,
+    dead_letters: DeadLetterHandlers,
+    queues: QueueHandlers,
+    system: SystemHandlers,
+    *,
+    with_reset: bool,
+) -> list[Route]:
+    """Every endpoint with its aliases (CONTRACT section 1, EXTENSIONS section 1)."""
+    table = [
+        Route("GET", "/ojs/manifest", system.manifest, is_open=True),
+        Route("GET", V1 + "/health", system.health, is_open=True),
+        Route("GET", "/health", system.health, is_open=True),
+        Route("POST", V1 + "/jobs", jobs.enqueue),
+        Route("POST", V1 + "/jobs/batch", jobs.enqueue_batch),
+        Route("POST", V1 + "/jobs/fetch", workers.fetch),
+        Route("GET", V1 + "/jobs/{id}", jobs.get),
+        Route("DELETE", V1 + "/jobs/{id}", jobs.cancel),
+        Route("POST", V1 + "/jobs/{id}/cancel", jobs.cancel),
+        Route("POST", V1 + "/jobs/{id}/activate", jobs.activate),
+        Route("POST", V1 + "/jobs/{id}/ack", workers.ack),
+        Route("POST", V1 + "/jobs/{id}/nack", workers.nack),
+        Route("POST", V1 + "/workers/fetch", workers.fetch),
+        Route("POST", V1 + "/workers/ack", workers.ack),
+        Route("POST", V1 + "/workers/nack", workers.nack),
+        Route("POST", V1 + "/workers/heartbeat", workers.heartbeat),
+        Route("POST", V1 + "/workers/beat", workers.heartbeat),
+        Route("GET", V1 + "/dead-letter", dead_letters.list),
+        Route("GET", V1 + "/dead-letter/{id}", dead_letters.get),
+        Route("POST", V1 + "/dead-letter/{id}/retry", dead_letters.retry),
+        Route("DELETE", V1 + "/dead-letter/{id}", dead_letters.delete),
+        Route("GET", V1 + "/queues", queues.list),
+        Route("GET", V1 + "/queues/{name}", queues.get),
+        Route("POST", V1 + "/queues/{name}/pause", queues.pause),
+        Route("POST", V1 + "/queues/{name}/resume", queues.resume),
+        Route("GET", V1 + "/events", system.read_events),
+        Route("GET", V1 + "/admin/workers", system.list_workers),
+        Route("POST", V1 + "/admin/workers/{id}/quiet", system.direct("quiet")),
+        Route("POST", V1 + "/admin/workers/{id}/terminate", system.direct("terminate")),
+        Route("POST", V1 + "/admin/workers/{id}/resume", system.direct("running")),
+    ]
+    if with_reset:
+        table.append(Route("POST", V1 + "/admin/reset", system.reset))
+    return table

@@ -1,0 +1,94 @@
+"""Handlers about the server itself: manifest, health, events, workers, reset."""
+
+from collections.abc import Callable
+from typing import Any
+
+from ojs_fast import __version__
+from ojs_fast.api.http import Reply, Request, json_reply
+from ojs_fast.core.events import Events
+from ojs_fast.core.health import Health
+from ojs_fast.core.reset import Resetter
+from ojs_fast.core.workers import Workers
+
+CONFORMANCE_LEVEL = 1
+
+
+def manifest() -> dict[str, Any]:
+    """The conformance manifest (ojs-http-binding section 21)."""
+    return {
+        "specversion": "1.0",
+        "ojs_version": "1.0",
+        "implementation": {"name": "ojs-fast", "version": __version__, "language": "python"},
+        "conformance_level": CONFORMANCE_LEVEL,
+        "protocols": ["http"],
+        "backend": "nats",
+        "capabilities": {
+            "batch_enqueue": True,
+            "cron_jobs": False,
+            "dead_letter": True,
+            "delayed_jobs": True,
+            "job_ttl": False,
+            "priority_queues": False,
+            "rate_limiting": False,
+            "schema_validation": False,
+            "unique_jobs": False,
+            "workflows": False,
+            "pause_resume": True,
+        },
+        "extensions": [],
+        "endpoints": {
+            "base_url": "/ojs/v1",
+            "manifest": "/ojs/manifest",
+            "health": "/ojs/v1/health",
+            "jobs": "/ojs/v1/jobs",
+            "events": "/ojs/v1/events",
+        },
+    }
+
+
+class SystemHandlers:
+    """Endpoints that are not about one job."""
+
+    def __init__(self, health: Health, events: Events, workers: Workers, resetter: Resetter) -> None:
+        self._health = health
+        self._events = events
+        self._workers = workers
+        self._resetter = resetter
+
+    async def manifest(self, request: Request) -> Reply:
+        """GET /ojs/manifest."""
+        return json_reply(manifest())
+
+    async def health(self, request: Request) -> Reply:
+        """GET /ojs/v1/health (section 8.1)."""
+        report = await self._health.check()
+        return json_reply(report, 200 if report["status"] == "ok" else 503)
+
+    async def read_events(self, request: Request) -> Reply:
+        """GET /ojs/v1/events (ojs-events section 6.4)."""
+        events, cursor, has_more = await self._events.read(
+            after=request.query("after"),
+            types=request.query_list("types"),
+            queues=request.query_list("queues"),
+            job_types=request.query_list("job_types"),
+            limit=request.query_int("limit", 100, 1, 1000),
+        )
+        return json_reply({"events": events, "cursor": cursor, "has_more": has_more})
+
+    async def list_workers(self, request: Request) -> Reply:
+        """GET /ojs/v1/admin/workers."""
+        return json_reply({"items": self._workers.all()})
+
+    async def reset(self, request: Request) -> Reply:
+        """POST /ojs/v1/admin/reset, only with OJS_ENABLE_RESET=true."""
+        await self._resetter.run()
+        return json_reply({"reset": True})
+
+    def direct(self, state: str) -> Callable[[Request], Any]:
+        """POST /ojs/v1/admin/workers/{id}/quiet and /terminate, /resume."""
+
+        async def handler(request: Request) -> Reply:
+            await self._workers.direct(request.params["id"], state)
+            return json_reply({"worker_id": request.params["id"], "state": state})
+
+        return handler

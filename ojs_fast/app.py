@@ -1,0 +1,144 @@
+"""The ASGI application: BlackSheep for routing and lifespan, a direct lane for static paths.
+
+A request to a path without parameters (every call of the hot path) goes straight from Granian to its
+handler: BlackSheep's request, response and routing objects cost more than the job itself
+(docs/performance.md). All others are routed by BlackSheep; both lanes run the same handlers.
+"""
+
+import gc
+import logging
+import os
+import sys
+from typing import Any
+
+from blacksheep import Application, Content, Response
+from blacksheep import Request as WebRequest
+
+from ojs_fast import logs
+from ojs_fast.api.dead_letters import DeadLetterHandlers
+from ojs_fast.api.http import (
+    Gate,
+    Receive,
+    Reply,
+    Request,
+    error_reply,
+    reply_headers,
+)
+from ojs_fast.api.jobs import JobHandlers
+from ojs_fast.api.queues import QueueHandlers
+from ojs_fast.api.routes import Handler, Route, routes
+from ojs_fast.api.system import SystemHandlers
+from ojs_fast.api.workers import WorkerHandlers
+from ojs_fast.config import Settings
+from ojs_fast.core.health import Health
+from ojs_fast.errors import MethodNotAllowed, NotFound
+from ojs_fast.node import Node
+from ojs_fast.storage.errors import TopologyError, Unavailable
+from ojs_fast.storage.server import die_with_parent
+
+log = logging.getLogger(__name__)
+
+# Set by the main process that owns the embedded NATS: nodes of an earlier boot are dead for certain.
+BOOT_ID = "OJS_INTERNAL_BOOT_ID"
+
+
+class OjsApplication(Application):
+    """BlackSheep with the direct lane in front."""
+
+    def __init__(self, node: Node, gate: Gate, table: list[Route], servers: list[str]) -> None:
+        super().__init__()
+        self._node = node
+        self._gate = gate
+        self._servers = servers
+        self._lane = {(r.method, r.path): r for r in table if "{" not in r.path}
+        methods: dict[str, list[str]] = {}
+        for route in table:
+            methods.setdefault(route.path, []).append(route.method)
+            if "{" in route.path:
+                self.router.add(route.method, route.path, self._routed(route.handler, is_open=route.is_open))
+        self._methods = methods
+        self.router.fallback = self._not_found
+        self.on_start += self._open
+        self.on_stop += self._close
+
+    async def _open(self, _: Application) -> None:
+        try:
+            await self._node.open(self._servers)
+            gc.collect()
+            gc.freeze()
+            gc.set_threshold(20_000, 20, 50)
+        except (Unavailable, TopologyError) as error:
+            # Granian would only say that the worker died; the operator needs the reason.
+            print(f"ojs-fast: cannot start: {error}", file=sys.stderr, flush=True)  # noqa: T201 - see above
+            raise
+
+    async def _close(self, _: Application) -> None:
+        await self._node.close()
+
+    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Any) -> None:
+        """Serve one ASGI connection."""
+        if scope["type"] == "http":
+            route = self._lane.get((scope["method"], scope["path"]))
+            if route is not None:
+                await self._direct(route, scope, receive, send)
+                return
+            scope["ojs.receive"] = receive
+        await super().__call__(scope, receive, send)  # type: ignore[no-untyped-call]  # BlackSheep's has no types
+
+    async def _direct(self, route: Route, scope: dict[str, Any], receive: Receive, send: Any) -> None:
+        request = Request(scope, receive)
+        reply = await self._gate.run(route.handler, request, is_open=route.is_open)
+        await send({"type": "http.response.start", "status": reply.status, "headers": reply_headers(request, reply)})
+        await send({"type": "http.response.body", "body": reply.body})
+
+    def _routed(self, handler: Handler, *, is_open: bool = False) -> Any:
+        async def run(web_request: WebRequest) -> Response:
+            params = {name: str(value) for name, value in (web_request.route_values or {}).items()}
+            scope: Any = web_request.scope
+            request = Request(scope, scope["ojs.receive"], params)
+            return _response(request, await self._gate.run(handler, request, is_open=is_open))
+
+        return run
+
+    async def _not_found(self, web_request: WebRequest) -> Response:
+        scope: Any = web_request.scope
+        request = Request(scope, scope["ojs.receive"])
+        allowed = self._methods.get(scope["path"])
+        method, path = scope["method"], scope["path"][:200]
+        if allowed:
+            wrong = MethodNotAllowed(f"{method} is not possible on {path}; expected {' or '.join(allowed)}.")
+            return _response(request, error_reply(wrong, request))
+        missing = NotFound(
+            f"There is no endpoint {method} {path}.",
+            details={"resource_type": "endpoint", "resource_id": path},
+            hint="GET /ojs/manifest lists what this server offers.",
+        )
+        return _response(request, error_reply(missing, request))
+
+
+def _response(request: Request, reply: Reply) -> Response:
+    (_, content_type), *headers = reply_headers(request, reply)
+    return Response(reply.status, headers, Content(content_type, reply.body))
+
+
+def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsApplication:
+    """Wire all layers together."""
+    node = Node(settings, boot_id=boot_id)
+    table = routes(
+        JobHandlers(node.jobs),
+        WorkerHandlers(node.fetcher, node.settler, node.workers),
+        DeadLetterHandlers(node.dead_letters),
+        QueueHandlers(node.queues),
+        SystemHandlers(Health(node.connection), node.events, node.workers, node.resetter),
+        with_reset=settings.enable_reset,
+    )
+    return OjsApplication(node, Gate(settings), table, servers)
+
+
+def create_app() -> OjsApplication:
+    """The factory that Granian calls in every worker process."""
+    die_with_parent()
+    settings = Settings.from_env(os.environ)
+    logs.configure(settings.log_level, settings.log_format)
+    url = settings.internal_nats_url or settings.nats_url
+    return build(settings, [server.strip() for server in url.split(",")], os.environ.get(BOOT_ID, ""))

@@ -1,0 +1,1 @@
+"""Job rules and services; no HTTP."""

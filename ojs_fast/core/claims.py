@@ -1,0 +1,173 @@
+"""The claims this node holds: which worker has which job, until when; expiry of both deadlines.
+
+Kept in memory only: the record in `ojs-jobs` says that a job is active, and another node adopts the
+claims of a dead one from there. `ojs-active` holds what outlives a second, for that adoption.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from ojs_fast import _core
+from ojs_fast.core.clock import Deadlines, NowMs
+from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Outbox
+
+log = logging.getLogger(__name__)
+
+ENTER_AFTER_MS = 1000
+SWEEP_S = 1.0
+
+
+@dataclass(slots=True)
+class Claim:
+    """One active job. `record` and `revision` are as last written; `visible_ms` is the reservation's end."""
+
+    record: _core.Record
+    revision: int
+    visible_ms: int
+    entered: bool = False
+
+    @property
+    def timeout_ms(self) -> int:
+        """When the execution time ends (epoch ms)."""
+        return int(self.record.started_ms + self.record.timeout_ms)
+
+    @property
+    def due_ms(self) -> int:
+        """Whichever deadline comes first (epoch ms)."""
+        return min(self.visible_ms, self.timeout_ms)
+
+
+class Claims:
+    """Table of claims with their deadlines."""
+
+    def __init__(self, clock: NowMs, outbox: Outbox, node_id: str) -> None:
+        self._clock = clock
+        self._outbox = outbox
+        self._node_id = node_id
+        self._held: dict[str, Claim] = {}
+        self._by_worker: dict[str, set[str]] = {}
+        self._fresh: dict[str, int] = {}
+        self._claiming: set[str] = set()
+        self._deadlines = Deadlines(clock, self._due)
+        self._expire: Callable[[Claim], Awaitable[None]] | None = None
+        self._task: asyncio.Task[None] | None = None
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+    async def open(self, expire: Callable[[Claim], Awaitable[None]]) -> None:
+        """Start the timers; `expire(claim)` is awaited for each claim that is due."""
+        self._expire = expire
+        await self._deadlines.open()
+        self._task = asyncio.create_task(self._enter_loop())
+
+    async def close(self) -> None:
+        """Stop the timers; whoever reconciles this node adopts its claims."""
+        await self._deadlines.close()
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def clear(self) -> None:
+        """Forget all (after a reset)."""
+        self._held.clear()
+        self._by_worker.clear()
+        self._fresh.clear()
+        self._deadlines.clear()
+
+    def begin(self, job_id: str) -> None:
+        """A claim of this job is on its way: nobody may take its record for a claim that got lost."""
+        self._claiming.add(job_id)
+
+    def end(self, job_id: str) -> None:
+        """The outcome of `begin` is known."""
+        self._claiming.discard(job_id)
+
+    def has(self, job_id: str) -> bool:
+        """True when this node holds the job or is about to."""
+        return job_id in self._held or job_id in self._claiming
+
+    def hold(self, claim: Claim) -> None:
+        """Take a claim into the table and arm its deadline."""
+        job_id = claim.record.id
+        self._held[job_id] = claim
+        if claim.record.worker_id:
+            self._by_worker.setdefault(claim.record.worker_id, set()).add(job_id)
+        if not claim.entered:
+            self._fresh[job_id] = self._clock()
+        self._deadlines.set(job_id, claim.due_ms)
+
+    def get(self, job_id: str) -> Claim | None:
+        """Look without taking."""
+        return self._held.get(job_id)
+
+    def take(self, job_id: str) -> Claim | None:
+        """Remove a claim that is about to be settled, so that nobody else settles it from here."""
+        claim = self._held.pop(job_id, None)
+        if claim is None:
+            return None
+        self._fresh.pop(job_id, None)
+        self._deadlines.drop(job_id)
+        worker = self._by_worker.get(claim.record.worker_id)
+        if worker is not None:
+            worker.discard(job_id)
+            if not worker:
+                del self._by_worker[claim.record.worker_id]
+        return claim
+
+    def settled(self, job_id: str, claim: Claim | None) -> None:
+        """Remove the trace of a claim of this node after its job left the active state."""
+        if claim is not None and claim.entered:
+            self._outbox.delete(names.ACTIVE, names.attempt_key(job_id, claim.record.attempt))
+
+    def extend(self, job_id: str, visible_ms: int) -> None:
+        """Move the end of a reservation."""
+        claim = self._held.get(job_id)
+        if claim is not None:
+            claim.visible_ms = visible_ms
+            self._deadlines.set(job_id, claim.due_ms)
+            self._enter(job_id, claim)
+
+    def of_worker(self, worker_id: str) -> list[Claim]:
+        """The claims of one worker that this node holds."""
+        return [self._held[job_id] for job_id in self._by_worker.get(worker_id, ())]
+
+    async def _due(self, job_ids: list[str]) -> None:
+        assert self._expire
+        now = self._clock()
+        for job_id in job_ids:
+            claim = self._held.get(job_id)
+            if claim is None:
+                continue
+            if claim.due_ms > now:
+                self._deadlines.set(job_id, claim.due_ms)
+                continue
+            try:
+                await self._expire(claim)
+            except Exception:
+                log.exception("a deadline could not be handled; it is tried again", extra={"ojs.job_id": job_id})
+                if job_id in self._held:
+                    self._deadlines.set(job_id, now + 1000)
+
+    def _enter(self, job_id: str, claim: Claim, *, only_new: bool = False) -> None:
+        claim.entered = True
+        self._fresh.pop(job_id, None)
+        self._outbox.put(
+            names.ACTIVE,
+            names.attempt_key(job_id, claim.record.attempt),
+            {"worker_id": claim.record.worker_id, "node_id": self._node_id, "visible_ms": claim.visible_ms},
+            only_new=only_new,
+        )
+
+    async def _enter_loop(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            horizon = self._clock() - ENTER_AFTER_MS
+            for job_id, since in list(self._fresh.items()):
+                if since > horizon:
+                    break
+                # Another node may have heard a heartbeat already, and its later deadline must stay.
+                self._enter(job_id, self._held[job_id], only_new=True)

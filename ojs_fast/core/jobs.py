@@ -1,0 +1,291 @@
+"""Jobs before and beside their execution: enqueue, read, cancel, activate; loading a record."""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import orjson
+
+from ojs_fast import _core
+from ojs_fast.config import Settings
+from ojs_fast.core.claims import Claims
+from ojs_fast.core.clock import NowMs
+from ojs_fast.core.events import Events
+from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.queues import Queues
+from ojs_fast.core.stores import Stores
+from ojs_fast.errors import (
+    BackendUnavailable,
+    Duplicate,
+    InvalidPayload,
+    InvalidRequest,
+    OJSError,
+    PayloadTooLarge,
+    ValidationFailed,
+    illegal_transition,
+    job_not_found,
+)
+from ojs_fast.storage import names
+from ojs_fast.storage.errors import BatchRefused, KeyTaken, RevisionConflict
+from ojs_fast.storage.records import ATOMIC_BATCH_DEFAULT
+
+log = logging.getLogger(__name__)
+
+# How often a change is tried again when somebody else changed the job in between.
+ATTEMPTS = 10
+MAX_BATCH = 10_000
+# Room that subject, headers and later members of the record (worker, errors) need in a NATS message.
+MESSAGE_MARGIN_BYTES = 8192
+
+
+class Retention:
+    """How long finished jobs stay in the store, in seconds by state (0 = for ever)."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+
+    def ttl_s(self, record: _core.Record) -> int:
+        """The TTL to write a record with."""
+        if record.state == "completed":
+            return self._settings.retention_completed_s
+        if record.state == "cancelled":
+            return self._settings.retention_cancelled_s
+        if record.state == "discarded":
+            return (
+                self._settings.retention_dead_letter_s if record.dead_letter else self._settings.retention_discarded_s
+            )
+        return 0
+
+
+def refused(error: Exception) -> OJSError:
+    """The answer to a body that `_core` refused."""
+    if isinstance(error, _core.EnvelopeError):
+        kind = ValidationFailed if error.retry_policy else InvalidRequest
+        return kind(
+            str(error),
+            details={"field": error.field, "received": error.received, "expected": error.expected},
+        )
+    if isinstance(error, _core.JsonError):
+        return InvalidPayload(
+            f"The request body is not valid JSON: {error}.",
+            details={"position": error.position, "reason": error.reason},
+        )
+    return InvalidRequest("The request body must be a JSON object.", details={"expected": "object"})
+
+
+def decode_field(raw: bytes, field: str) -> Any:
+    """Decode one field of a scanned body. Raises InvalidRequest for a number that no double can hold."""
+    try:
+        return orjson.loads(raw)
+    except orjson.JSONDecodeError:
+        shown = raw[:60].decode("utf-8", "replace")
+        raise InvalidRequest(
+            f"Field '{field}' is {shown}; expected numbers within the range of a double.",
+            details={"field": field, "received": shown, "expected": "numbers within the range of a double"},
+        ) from None
+
+
+class Jobs:
+    """Producers' side of the job lifecycle."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        settings: Settings,
+        queues: Queues,
+        claims: Claims,
+        events: Events,
+        propagator: Propagator,
+        node_id: str,
+        clock: NowMs,
+    ) -> None:
+        self._stores = stores
+        self._settings = settings
+        self._retention = Retention(settings)
+        self._queues = queues
+        self._claims = claims
+        self._events = events
+        self._propagator = propagator
+        self._node_id = node_id
+        self._clock = clock
+        self._ids = _core.UuidV7Generator()
+
+    # -- enqueue ---------------------------------------------------------------------------------
+
+    async def enqueue(self, body: bytes) -> tuple[str, bytes]:
+        """Store one job and hand it to the workers: `(job id, record bytes)`.
+
+        Two round trips: create the record, publish the work message. Raises OJSError.
+        """
+        try:
+            record = _core.parse_enqueue(body, self._clock(), self._ids.next, self._settings.max_depth)
+        except (ValueError, TypeError) as error:
+            raise refused(error) from None
+        record.node_id = self._node_id
+        stored = record.serialize()
+        self._refuse_oversize(len(stored))
+        if not self._queues.knows(record.queue, record.priority):
+            await self._queues.ensure(record.queue, record.priority)
+        try:
+            revision = await self._stores.records.create(record.id, stored)
+        except KeyTaken:
+            raise _duplicate(record.id) from None
+        await self._propagator.followed(record, stored, revision)
+        self._announce(record)
+        return record.id, stored
+
+    async def enqueue_batch(self, body: bytes) -> list[bytes]:
+        """Store many jobs, all or none; the records' bytes in the order given. Raises OJSError."""
+        try:
+            records = _core.parse_batch(body, self._clock(), self._ids.next, self._settings.max_depth, MAX_BATCH)
+        except (ValueError, TypeError) as error:
+            raise refused(error) from None
+        self._refuse_twins(records)
+        for queue, priority in {(r.queue, r.priority) for r in records}:
+            await self._queues.ensure(queue, priority)
+        for record in records:
+            record.node_id = self._node_id
+        batch = [(record.id, record.serialize()) for record in records]
+        self._refuse_oversize(max(len(stored) for _, stored in batch))
+        try:
+            last = await self._stores.records.create_all(self._ids.next(self._clock()), batch)
+        except KeyTaken as taken:
+            raise _duplicate(str(taken)) from None
+        except BatchRefused as error:
+            raise InvalidRequest(
+                f"Field 'jobs' has {len(batch)} jobs; the NATS server takes {ATOMIC_BATCH_DEFAULT} at once.",
+                details={"field": "jobs", "received": len(batch), "reason": str(error)},
+                hint="Send smaller batches, or raise jetstream.limits.batch.max_msgs of the NATS server.",
+            ) from None
+        await self._follow_batch(records, batch, last - len(batch) + 1)
+        for record in records:
+            self._announce(record)
+        return [stored for _, stored in batch]
+
+    def _refuse_oversize(self, stored_bytes: int) -> None:
+        limit = self._stores.connection.max_payload_bytes - MESSAGE_MARGIN_BYTES
+        if stored_bytes > limit:
+            raise PayloadTooLarge(
+                f"The job takes {stored_bytes} bytes; the NATS server takes {limit}.",
+                details={"max_bytes": limit},
+                hint="Pass a reference instead of the payload, or raise max_payload of the NATS server.",
+            )
+
+    def _refuse_twins(self, records: list[_core.Record]) -> None:
+        seen: set[str] = set()
+        for number, record in enumerate(records):
+            if record.id in seen:
+                raise InvalidRequest(
+                    f"Field 'jobs[{number}].id' is '{record.id}', which stands in this batch twice.",
+                    details={"field": f"jobs[{number}].id", "received": record.id, "expected": "a unique id"},
+                )
+            seen.add(record.id)
+
+    async def _follow_batch(self, records: list[_core.Record], batch: list[tuple[str, bytes]], first: int) -> None:
+        # One flush, so all work messages share one PubAck; waiting for the last waits for all.
+        waiting = {
+            published
+            for number, (record, (_, stored)) in enumerate(zip(records, batch, strict=True))
+            if (published := self._propagator.follow(record, stored, first + number)) is not None
+        }
+        for published in waiting:
+            try:
+                await published
+            except Exception as error:  # noqa: BLE001 - whatever it was, the repair is the same
+                log.warning("work messages of a batch are late: %s", error)
+                for record in records:
+                    self._propagator.doubt(record.id)
+
+    def _announce(self, record: _core.Record) -> None:
+        self._events.job("job.scheduled" if record.state == "scheduled" else "job.enqueued", record)
+
+    # -- read ------------------------------------------------------------------------------------
+
+    async def load(self, job_id: str) -> tuple[_core.Record, bytes, int]:
+        """`(record, its bytes, revision)`. Raises NotFound, Unavailable."""
+        found = await self._stores.records.get(job_id) if _core.is_uuid7(job_id) else None
+        if found is None:
+            raise job_not_found(job_id)
+        try:
+            return _core.Record.parse(found[0]), found[0], found[1]
+        except ValueError:
+            log.exception("a foreign record in ojs-jobs", extra={"ojs.job_id": job_id})
+            raise job_not_found(job_id) from None
+
+    async def get(self, job_id: str) -> bytes:
+        """The public JSON of a job. A job past its `expires_at` is discarded first. Raises OJSError."""
+        record, stored, _ = await self.load(job_id)
+        if self.is_past(record):
+            record, stored = await self.change(job_id, "expire", lambda r, now: r.expire(now))
+            self._events.job("job.expired", record)
+        return _core.public_job(stored)
+
+    def is_past(self, record: _core.Record) -> bool:
+        """True when a waiting job must not run any more."""
+        return 0 < record.expires_ms <= self._clock() and record.state in ("available", "scheduled", "retryable")
+
+    # -- change ----------------------------------------------------------------------------------
+
+    async def change(
+        self, job_id: str, operation: str, apply: Callable[[_core.Record, int], None]
+    ) -> tuple[_core.Record, bytes]:
+        """One transition by compare-and-set on the record: `(record, its bytes)` as written.
+
+        `operation` names it in a 409. Raises NotFound, Conflict, Unavailable.
+        """
+        for _ in range(ATTEMPTS):
+            record, _, revision = await self.load(job_id)
+            before, ack_subject, holder, at = record.state, record.ack_subject, record.node_id, revision
+            try:
+                apply(record, self._clock())
+            except _core.IllegalTransition as error:
+                raise illegal_transition(job_id, operation, before, error.expected_states) from None
+            record.node_id = self._node_id
+            stored = record.serialize()
+            try:
+                revision = await self._stores.records.replace(job_id, stored, revision, self._retention.ttl_s(record))
+            except RevisionConflict:
+                continue
+            self._leave(record, before, ack_subject, holder, at)
+            await self._propagator.followed(record, stored, revision)
+            return record, stored
+        raise BackendUnavailable(f"Job '{job_id}' is being changed by too many clients at once.")
+
+    def _leave(self, record: _core.Record, before: str, ack_subject: str, holder: str, revision: int) -> None:
+        job_id = record.id
+        if before == "active":
+            self._claims.settled(job_id, self._claims.take(job_id))
+            if ack_subject:
+                self._stores.work.ack(ack_subject)
+            if holder != self._node_id:
+                self._stores.connection.send(names.node_subject(holder), b"%s %d" % (job_id.encode(), revision))
+        elif before == "scheduled":
+            self._stores.outbox.delete(names.SCHEDULED, job_id)
+        elif before == "retryable":
+            self._stores.outbox.delete(names.RETRY, names.attempt_key(job_id, record.attempt))
+
+    async def cancel(self, job_id: str) -> tuple[_core.Record, bytes, str]:
+        """Any non-terminal state → cancelled: `(record, bytes, previous state)`. Raises OJSError."""
+        previous = ""
+
+        def apply(record: _core.Record, now_ms: int) -> None:
+            nonlocal previous
+            previous = record.state
+            record.cancel(now_ms)
+
+        record, stored = await self.change(job_id, "cancel", apply)
+        self._events.job("job.cancelled", record)
+        return record, stored, previous
+
+    async def activate(self, job_id: str) -> tuple[_core.Record, bytes]:
+        """`pending` → available. Raises OJSError."""
+        record, stored = await self.change(job_id, "activate", lambda r, now: r.activate(now))
+        self._events.job("job.enqueued", record)
+        return record, stored
+
+
+def _duplicate(job_id: str) -> Duplicate:
+    return Duplicate(
+        f"A job with the id '{job_id}' exists already.",
+        details={"field": "id", "existing_job_id": job_id, "job_id": job_id},
+    )

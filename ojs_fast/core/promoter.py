@@ -1,0 +1,131 @@
+"""Promote: scheduled and retryable jobs become available at the due instant. Runs on the leader only.
+
+Being the leader is an optimisation: every promotion is a compare-and-set, so two leaders at once
+(across a takeover) promote each job once.
+"""
+
+import asyncio
+import logging
+from functools import partial
+
+import orjson
+
+from ojs_fast import _core
+from ojs_fast.core.clock import Deadlines, NowMs
+from ojs_fast.core.events import Events
+from ojs_fast.core.jobs import Retention
+from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.stores import Stores
+from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Watch
+from ojs_fast.storage.connection import PubAck
+from ojs_fast.storage.errors import RevisionConflict, Unavailable
+
+log = logging.getLogger(__name__)
+
+RETRY_LATER_MS = 500
+ID_LENGTH = 36  # a key starts with the job id
+
+
+class Promoter:
+    """Follows the two indexes while this node leads."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        retention: Retention,
+        events: Events,
+        propagator: Propagator,
+        node_id: str,
+        clock: NowMs,
+    ) -> None:
+        self._stores = stores
+        self._retention = retention
+        self._events = events
+        self._propagator = propagator
+        self._node_id = node_id
+        self._clock = clock
+        self._due = {bucket: self._deadlines(bucket) for bucket in (names.SCHEDULED, names.RETRY)}
+        self._watches: list[Watch] = []
+
+    def _deadlines(self, bucket: str) -> Deadlines:
+        return Deadlines(self._clock, lambda keys: self._promote(bucket, keys))
+
+    async def start(self) -> None:
+        """Follow the indexes: this node became the leader."""
+        for bucket, due in self._due.items():
+            await due.open()
+            watch = Watch(self._stores.connection, bucket, partial(self._changed, due))
+            self._watches.append(watch)
+            await watch.open()
+
+    async def stop(self) -> None:
+        """Stop: this node no longer leads."""
+        watches, self._watches = self._watches, []
+        for watch in watches:
+            await watch.close()
+        for due in self._due.values():
+            await due.close()
+            due.clear()
+
+    def forget(self) -> None:
+        """Drop all due times (after a reset)."""
+        for due in self._due.values():
+            due.clear()
+
+    def _changed(self, due: Deadlines, key: str, value: bytes | None, _revision: int) -> None:
+        if value is None:
+            due.drop(key)
+        else:
+            due.set(key, int(orjson.loads(value)["due_ms"]))
+
+    async def _promote(self, bucket: str, keys: list[str]) -> None:
+        due = self._due[bucket]
+        try:
+            found = await self._stores.records.get_many(key[:ID_LENGTH] for key in keys)
+        except Unavailable as error:
+            log.info("promotion is tried again: %s", error)
+            for key in keys:
+                due.set(key, self._clock() + RETRY_LATER_MS)
+            return
+        under_way = [entry for key in keys if (entry := self._start(bucket, key, found.get(key[:ID_LENGTH])))]
+        for key, record, stored, revision, ttl_s, pending in under_way:
+            try:
+                written = await self._stores.records.finish_replace(record.id, stored, revision, ttl_s, pending)
+            except (RevisionConflict, Unavailable) as error:
+                log.info("promotion is tried again: %r", error, extra={"ojs.job_id": record.id})
+                due.set(key, self._clock() + RETRY_LATER_MS)
+                continue
+            self._propagator.follow_or_doubt(record, stored, written)
+            self._stores.outbox.delete(bucket, key)
+            self._events.job("job.expired" if record.state == "discarded" else "job.enqueued", record)
+
+    def _start(
+        self, bucket: str, key: str, found: tuple[bytes, int] | None
+    ) -> tuple[str, _core.Record, bytes, int, int, "asyncio.Future[PubAck]"] | None:
+        """Send the promotion of one job; None when its record says that there is nothing to promote."""
+        record = _core.Record.parse(found[0]) if found else None
+        if found is None or record is None or key != _key_of(bucket, record):
+            self._stores.outbox.delete(bucket, key)
+            return None
+        now_ms = self._clock()
+        due_ms = record.scheduled_ms if record.state == "scheduled" else record.next_attempt_ms
+        if due_ms > now_ms:
+            self._due[bucket].set(key, due_ms)
+            return None
+        if 0 < record.expires_ms <= now_ms:
+            record.expire(now_ms)
+        else:
+            record.promote(now_ms)
+        record.node_id = self._node_id
+        stored, revision = record.serialize(), found[1]
+        ttl_s = self._retention.ttl_s(record)
+        pending = self._stores.records.start_replace(record.id, stored, revision, ttl_s)
+        return key, record, stored, revision, ttl_s, pending
+
+
+def _key_of(bucket: str, record: _core.Record) -> str:
+    """The key that this record has in an index while it waits there, "" when it does not."""
+    if bucket == names.SCHEDULED:
+        return record.id if record.state == "scheduled" else ""
+    return names.attempt_key(record.id, record.attempt) if record.state == "retryable" else ""

@@ -1,0 +1,155 @@
+"""Makes everything that can be rebuilt follow a record: work message, index entries, dead letters.
+
+This is what every change ends with, and what repairs a change whose node died half way: both call the
+same function with the record as it lies in `ojs-jobs`.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Awaitable, Callable
+
+from ojs_fast import _core
+from ojs_fast.core.clock import NowMs
+from ojs_fast.core.stores import Stores
+from ojs_fast.storage import names
+from ojs_fast.storage.connection import PubAck
+from ojs_fast.storage.errors import RevisionConflict, Unavailable
+
+log = logging.getLogger(__name__)
+
+AT_ONCE = 200
+
+
+def dead_key(record: _core.Record) -> str:
+    """The key of a dead letter: by queue, so that one queue's can be listed and counted."""
+    return f"{names.encode_token(record.queue)}.{record.id}"
+
+
+class Propagator:
+    """Turns a durable record into what workers and timers look at."""
+
+    def __init__(self, stores: Stores, node_id: str, clock: NowMs, dead_letter_ttl_s: int) -> None:
+        self._stores = stores
+        self._node_id = node_id
+        self._clock = clock
+        self._dead_letter_ttl_s = dead_letter_ttl_s
+        self._doubtful: dict[str, None] = {}
+        self.is_held: Callable[[str], bool] = lambda _: False
+        self._actions: deque[Callable[[], Awaitable[None]]] = deque()
+        self._wake = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Start to repair what `doubt` names."""
+        self._task = asyncio.create_task(self._repair_loop())
+
+    async def close(self) -> None:
+        """Stop repairing; what is left is found by reconcile."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def follow(self, record: _core.Record, stored: bytes, revision: int) -> "asyncio.Future[PubAck] | None":
+        """Send what must follow this record; the future is the work message's, None when there is none."""
+        if record.state == "available":
+            return self._stores.work.publish(record.queue, record.priority, _core.work_message(revision, stored))
+        outbox = self._stores.outbox
+        if record.state == "scheduled":
+            outbox.put(names.SCHEDULED, record.id, {"due_ms": record.scheduled_ms})
+        elif record.state == "retryable":
+            outbox.put(names.RETRY, names.attempt_key(record.id, record.attempt), {"due_ms": record.next_attempt_ms})
+        elif record.state == "discarded" and record.dead_letter:
+            outbox.put(
+                names.DEAD,
+                dead_key(record),
+                {"job_id": record.id, "queue": record.queue, "type": record.type, "dead_at_ms": record.ended_ms},
+                self._dead_letter_ttl_s,
+            )
+        return None
+
+    async def followed(self, record: _core.Record, stored: bytes, revision: int) -> None:
+        """`follow`, and wait until the work message is acknowledged; a lost one is repaired later."""
+        published = self.follow(record, stored, revision)
+        if published is None:
+            return
+        try:
+            await published
+        except Unavailable as error:
+            # The record is durable and says "available": from here on the job cannot be lost.
+            log.warning("work message is late", extra={"ojs.job_id": record.id, "reason": str(error)})
+            self.doubt(record.id)
+
+    def follow_or_doubt(self, record: _core.Record, stored: bytes, revision: int) -> None:
+        """`follow` without waiting; a work message that gets lost is repaired later."""
+        published = self.follow(record, stored, revision)
+        if published is None:
+            return
+        job_id = record.id
+
+        def check(answer: "asyncio.Future[PubAck]") -> None:
+            if answer.cancelled() or answer.exception() is not None:
+                self.doubt(job_id)
+
+        published.add_done_callback(check)
+
+    def doubt(self, job_id: str) -> None:
+        """Something about this job may be half done: look at its record and set it right."""
+        self._doubtful[job_id] = None
+        self._wake.set()
+
+    def call_later(self, action: Callable[[], Awaitable[None]]) -> None:
+        """Run an action that needs NATS as soon as it is connected; again if it is Unavailable."""
+        self._actions.append(action)
+        self._wake.set()
+
+    async def _repair_loop(self) -> None:
+        while True:
+            await self._wake.wait()
+            await self._stores.connection.wait_up()
+            self._wake.clear()
+            job_ids = list(self._doubtful)[:AT_ONCE]
+            if not job_ids and not self._actions:
+                continue
+            self._wake.set()
+            try:
+                while self._actions:
+                    await self._actions[0]()
+                    self._actions.popleft()
+                found = await self._stores.records.get_many(job_ids)
+                for job_id in job_ids:
+                    if job_id in found:
+                        await self.repair(*found[job_id])
+                    self._doubtful.pop(job_id, None)
+            except (Unavailable, RevisionConflict) as error:
+                log.info("repair is tried again: %s", error)
+                await asyncio.sleep(0.1)
+
+    async def repair(self, stored: bytes, revision: int) -> None:
+        """Make the rest follow one record. Raises Unavailable, RevisionConflict."""
+        try:
+            record = _core.Record.parse(stored)
+        except ValueError as error:
+            log.error("a foreign record in ojs-jobs is left alone: %s", error)
+            return
+        if record.state == "active" and record.node_id == self._node_id and not self.is_held(record.id):
+            await self.release(record, revision)
+            return
+        published = self.follow(record, stored, revision)
+        if published is not None:
+            await published
+
+    async def release(self, record: _core.Record, revision: int) -> None:
+        """Undo a claim whose answer never left this node: no worker has the job, no attempt counts.
+
+        Raises Unavailable, RevisionConflict.
+        """
+        ack_subject = record.ack_subject
+        record.requeue(self._clock(), counts=False)
+        stored = record.serialize()
+        revision = await self._stores.records.replace(record.id, stored, revision)
+        if ack_subject:
+            self._stores.work.ack(ack_subject)
+        published = self.follow(record, stored, revision)
+        if published is not None:
+            await published

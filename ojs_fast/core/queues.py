@@ -1,0 +1,121 @@
+"""Queues as every node knows them: priority levels in use, paused or not, since when."""
+
+import logging
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+
+from ojs_fast import _core
+from ojs_fast.core.clock import NowMs
+from ojs_fast.errors import BackendUnavailable
+from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Bucket, Watch
+from ojs_fast.storage.connection import Connection
+from ojs_fast.storage.errors import RevisionConflict
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, frozen=True)
+class Queue:
+    """One queue. `levels` are the priorities ever used, highest first."""
+
+    name: str
+    created_ms: int
+    paused: bool = False
+    levels: tuple[int, ...] = (0,)
+
+    def entry(self) -> dict[str, Any]:
+        """The value in `ojs-queues`."""
+        return {"name": self.name, "created_ms": self.created_ms, "paused": self.paused, "levels": self.levels}
+
+    def as_json(self) -> dict[str, Any]:
+        """The item of `GET /queues` (ojs-http-binding section 11.1; the JavaScript SDK reads `paused`)."""
+        return {
+            "name": self.name,
+            "status": "paused" if self.paused else "active",
+            "paused": self.paused,
+            "created_at": _core.format_rfc3339_ms(self.created_ms),
+        }
+
+
+def _parse(value: dict[str, Any]) -> Queue:
+    levels = tuple(sorted(value.get("levels", [0]), reverse=True))
+    return Queue(value["name"], value["created_ms"], value.get("paused", False), levels)
+
+
+class Queues:
+    """The registry of queues in `ojs-queues`; every node watches it."""
+
+    def __init__(self, connection: Connection, clock: NowMs) -> None:
+        self._bucket = Bucket(connection, names.QUEUES)
+        self._watch = Watch(connection, names.QUEUES, self._changed)
+        self._clock = clock
+        self._known: dict[str, tuple[Queue, int]] = {}
+
+    async def open(self) -> None:
+        """Load and follow the registry."""
+        await self._watch.open()
+        await self._watch.synced.wait()
+
+    async def close(self) -> None:
+        """Stop following."""
+        await self._watch.close()
+
+    def forget(self) -> None:
+        """Drop what is known (after a reset)."""
+        self._known.clear()
+
+    def _changed(self, key: str, value: bytes | None, revision: int) -> None:
+        name = names.decode_token(key)
+        known = self._known.get(name)
+        if value is None:
+            if known and known[1] < revision:
+                del self._known[name]
+        elif known is None or known[1] < revision:
+            self._known[name] = (_parse(orjson.loads(value)), revision)
+
+    def knows(self, name: str, priority: int) -> bool:
+        """True when workers everywhere look at this level of this queue."""
+        known = self._known.get(name)
+        return known is not None and priority in known[0].levels
+
+    async def ensure(self, name: str, priority: int) -> None:
+        """Register a queue and level before the first job enters it. Raises Unavailable."""
+        if not self.knows(name, priority):
+            await self.update(name, add_level=priority)
+
+    async def update(self, name: str, *, add_level: int | None = None, paused: bool | None = None) -> Queue:
+        """Compare-and-set one queue's entry, creating it when it is new. Raises Unavailable."""
+        key = names.encode_token(name)
+        for _ in range(20):
+            found = await self._bucket.get(key)
+            queue = _parse(found[0]) if found else Queue(name, self._clock())
+            if add_level is not None and add_level not in queue.levels:
+                queue = replace(queue, levels=tuple(sorted({*queue.levels, add_level}, reverse=True)))
+            if paused is not None:
+                queue = replace(queue, paused=paused)
+            try:
+                revision = await self._bucket.put(key, queue.entry(), found[1] if found else 0)
+            except RevisionConflict:
+                continue
+            self._known[name] = (queue, revision)
+            return queue
+        raise BackendUnavailable(f"Queue '{name}' is being changed by too many clients at once.")
+
+    async def find(self, name: str) -> Queue | None:
+        """The queue, or None when no job ever entered it. Asks NATS for one this node does not know."""
+        known = self._known.get(name)
+        if known is not None:
+            return known[0]
+        found = await self._bucket.get(names.encode_token(name))
+        if found is None:
+            return None
+        queue = _parse(found[0])
+        self._known[name] = (queue, found[1])
+        return queue
+
+    def all(self) -> list[Queue]:
+        """Every known queue by name."""
+        return [self._known[name][0] for name in sorted(self._known)]

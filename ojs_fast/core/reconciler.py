@@ -1,0 +1,172 @@
+"""Reconcile: repair what a dead node left half done. Costs in-flight plus recent writes, not backlog.
+
+Three sources: records written since the node's last lease renewal (work message, index entry or dead
+letter may be missing, a claim may have nobody who watches its deadline), `ojs-active` (the same for
+older claims), and delivered but unacknowledged work messages (the pull may not have become a claim, an
+acknowledgement may have been lost).
+"""
+
+import logging
+from typing import Any
+
+from ojs_fast import _core
+from ojs_fast.core.clock import NowMs
+from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.settle import Settler
+from ojs_fast.core.stores import Stores
+from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Bucket
+from ojs_fast.storage.leases import Leases
+
+log = logging.getLogger(__name__)
+
+# A write may have been on its way when the lease was last renewed, and clocks differ.
+MARGIN_MS = 15_000
+READ_AT_ONCE = 500
+# Twice, because NATS may still handle what a broken connection had left in its buffers.
+WALKS_AFTER_A_CUT = 2
+
+
+class Reconciler:
+    """Repairs after nodes whose lease ended."""
+
+    def __init__(self, stores: Stores, leases: Leases, propagator: Propagator, settler: Settler, clock: NowMs) -> None:
+        self._stores = stores
+        self._leases = leases
+        self._propagator = propagator
+        self._settler = settler
+        self._clock = clock
+        self._active = Bucket(stores.connection, names.ACTIVE)
+        self._walks_due = 0
+        stores.connection.on_disconnect(self._cut_off)
+
+    def _cut_off(self) -> None:
+        self._walks_due = WALKS_AFTER_A_CUT
+
+    async def after_cut(self) -> None:
+        """After a lost connection, on any node: find the messages that NATS handed over and nobody got.
+
+        Consumers give them out again only after AckWait, a day. Raises Unavailable.
+        """
+        if self._walks_due:
+            await self._walk_in_flight()
+            self._walks_due -= 1
+
+    async def run(self) -> int:
+        """Repair after every dead node, then bury it; returns how many there were. Raises Unavailable."""
+        dead = self._leases.dead_nodes()
+        if not dead:
+            return 0
+        since_ms = min(renewed_ms for _, renewed_ms in dead) - MARGIN_MS
+        log.info("reconciling after %d dead nodes", len(dead))
+        repaired = await self._replay(since_ms)
+        await self._adopt_entered()
+        await self._walk_in_flight()
+        for node_id, _ in dead:
+            await self._leases.bury(node_id)
+        log.info("reconciled: %d recent records were set right", repaired)
+        return len(dead)
+
+    async def _replay(self, since_ms: int) -> int:
+        """Let everything follow the records written since then by nodes that are dead."""
+        start_time = _core.format_rfc3339_ms(max(0, since_ms))
+        published = await self._published_since(start_time)
+        live = self._leases.live_nodes()
+        repaired = 0
+        after = 0
+        while page := await self._stores.records.written_since(start_time, after):
+            for job_id, stored, revision in page:
+                after = revision
+                record = _parse(stored, job_id)
+                if record is None or record.node_id in live:
+                    continue
+                if record.state == "active":
+                    # Too young for `ojs-active`, and its work message may be gone: a consumer's state is not
+                    # durable, so after a crash of NATS the message comes again and is dropped as stale.
+                    await self._settler.adopt_record(record, revision)
+                    continue
+                if record.state == "available" and (job_id, revision) in published:
+                    continue
+                self._propagator.follow_or_doubt(record, stored, revision)
+                repaired += 1
+        return repaired
+
+    async def _published_since(self, start_time: str) -> set[tuple[str, int]]:
+        published: set[tuple[str, int]] = set()
+        query: dict[str, Any] = {"start_time": start_time}
+        while page := await self._stores.work.messages(query):
+            for sequence, _, payload in page:
+                query = {"seq": sequence + 1}
+                try:
+                    revision, stored = _core.split_work_message(payload)
+                    published.add((_core.Record.parse(stored).id, revision))
+                except ValueError as error:
+                    log.error("a foreign message in stream OJS is left alone: %s", error)
+        return published
+
+    async def _adopt_entered(self) -> None:
+        """Adopt the claims that dead nodes held for longer than a moment."""
+        live = self._leases.live_nodes()
+        after = 0
+        while page := await self._active.page(after, READ_AT_ONCE):
+            after = page[-1][2]
+            found = await self._stores.records.get_many(job_id for job_id, _, _ in page)
+            for job_id, _, _ in page:
+                stored, revision = found.get(job_id, (b"", 0))
+                record = _parse(stored, job_id) if stored else None
+                if record is None or record.state != "active":
+                    self._stores.outbox.delete(names.ACTIVE, job_id)
+                elif record.node_id not in live:
+                    await self._settler.adopt_record(record, revision)
+
+    async def _walk_in_flight(self) -> None:
+        """Look at every message that was delivered and not acknowledged."""
+        for info in await self._stores.work.consumers():
+            delivered = info["delivered"]["stream_seq"]
+            if not info["num_ack_pending"]:
+                continue
+            after = info["ack_floor"]["stream_seq"]
+            subject = info["config"]["filter_subject"]
+            while after < delivered:
+                page = await self._stores.work.messages({"seq": after + 1}, subject)
+                if not page:
+                    break
+                after = page[-1][0]
+                await self._inspect([message for message in page if message[0] <= delivered])
+
+    async def _inspect(self, messages: list[tuple[int, str, bytes]]) -> None:
+        works: list[tuple[int, int, str]] = []
+        for sequence, _, payload in messages:
+            try:
+                revision, stored = _core.split_work_message(payload)
+                works.append((sequence, revision, _core.Record.parse(stored).id))
+            except ValueError as error:
+                log.error("a foreign message in stream OJS is left alone: %s", error)
+        found = await self._stores.records.get_many(job_id for _, _, job_id in works)
+        live = self._leases.live_nodes()
+        for sequence, revision, job_id in works:
+            await self._inspect_one(sequence, revision, found.get(job_id), live)
+
+    async def _inspect_one(self, sequence: int, revision: int, found: tuple[bytes, int] | None, live: set[str]) -> None:
+        record = _parse(found[0], "") if found else None
+        if found is None or record is None:
+            await self._stores.work.delete(sequence)
+        elif record.state == "available" and found[1] == revision:
+            # Pulled by a node that died, or by a live one about to claim: then this copy is stale.
+            published = self._propagator.follow(record, found[0], revision)
+            if published is not None:
+                await published  # before its predecessor goes: a job without any message would be lost
+            await self._stores.work.delete(sequence)
+        elif record.state == "active":
+            if record.node_id not in live:
+                await self._settler.adopt_record(record, found[1])
+        else:
+            await self._stores.work.delete(sequence)
+
+
+def _parse(stored: bytes, job_id: str) -> _core.Record | None:
+    try:
+        return _core.Record.parse(stored)
+    except ValueError as error:
+        log.error("a foreign record in ojs-jobs is left alone: %s", error, extra={"ojs.job_id": job_id})
+        return None

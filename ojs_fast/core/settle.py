@@ -1,0 +1,224 @@
+"""Settle: ack, nack, and the deadlines that settle a job in a worker's stead."""
+
+import logging
+from collections.abc import Callable
+
+from ojs_fast import _core
+from ojs_fast.config import Settings
+from ojs_fast.core import retry
+from ojs_fast.core.claims import Claim, Claims
+from ojs_fast.core.clock import NowMs
+from ojs_fast.core.events import Events
+from ojs_fast.core.jobs import ATTEMPTS, Jobs, Retention
+from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.retry import Failure
+from ojs_fast.core.stores import Stores
+from ojs_fast.errors import BackendUnavailable, Conflict, illegal_transition
+from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Bucket
+from ojs_fast.storage.errors import RevisionConflict, Unavailable
+
+log = logging.getLogger(__name__)
+
+Change = Callable[[_core.Record, int], None]
+# The record and its bytes as written.
+Settled = tuple[_core.Record, bytes]
+
+
+class Settler:
+    """Ends claims: by the worker's word, by a deadline, or because the worker died."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        settings: Settings,
+        claims: Claims,
+        jobs: Jobs,
+        events: Events,
+        propagator: Propagator,
+        node_id: str,
+        clock: NowMs,
+    ) -> None:
+        self._stores = stores
+        self._retention = Retention(settings)
+        self._claims = claims
+        self._jobs = jobs
+        self._events = events
+        self._propagator = propagator
+        self._node_id = node_id
+        self._clock = clock
+        self._active = Bucket(stores.connection, names.ACTIVE)
+
+    async def ack(self, job_id: str, worker_id: str, result: bytes) -> Settled:
+        """`active` → completed, one round trip on the claiming node. Raises OJSError, Unavailable."""
+        record, stored = await self._settle(job_id, worker_id, "ack", lambda r, now: r.complete(now, result))
+        duration_ms = record.ended_ms - record.started_ms
+        self._events.job("job.completed", record, f',"duration_ms":{duration_ms}')
+        return record, stored
+
+    async def nack(self, job_id: str, worker_id: str, failure: Failure, *, requeue: bool) -> Settled:
+        """`active` → retryable, discarded, or available with `requeue`. Raises OJSError, Unavailable."""
+
+        def apply(record: _core.Record, now_ms: int) -> None:
+            if requeue:
+                record.requeue(now_ms, counts=True)
+            else:
+                self._fail(record, failure, now_ms)
+
+        record, stored = await self._settle(job_id, worker_id, "nack", apply)
+        if not requeue:
+            self._announce_failure(record, failure)
+        return record, stored
+
+    def _fail(self, record: _core.Record, failure: Failure, now_ms: int) -> None:
+        if record.state != "active":
+            raise _core.IllegalTransition("nack", record.state, ("active",))
+        decision = retry.decide(record, failure)
+        record.fail(failure.as_json(record.attempt, _core.format_rfc3339_ms(now_ms)))
+        if decision.action == "retry":
+            record.schedule_retry(now_ms, decision.delay_ms)
+        else:
+            record.discard(now_ms, decision.dead_letter)
+
+    def _announce_failure(self, record: _core.Record, failure: Failure) -> None:
+        code = _core.quote_json(failure.code)
+        self._events.job("job.failed", record, f',"error":{{"code":{code}}}')
+        if record.state == "retryable":
+            self._events.job("job.retrying", record, f',"retry_delay_ms":{record.retry_delay_ms}')
+        elif record.state == "discarded":
+            self._events.job("job.discarded", record)
+
+    async def _settle(self, job_id: str, worker_id: str, operation: str, apply: Change) -> Settled:
+        """One compare-and-set from the state this node remembers, or from the store if it does not."""
+        self._claims.begin(job_id)
+        try:
+            return await self._write_settled(job_id, worker_id, operation, apply)
+        finally:
+            self._claims.end(job_id)
+
+    async def _write_settled(self, job_id: str, worker_id: str, operation: str, apply: Change) -> Settled:
+        claim = self._claims.take(job_id)
+        for _ in range(ATTEMPTS):
+            if claim is None:
+                record, _, revision = await self._jobs.load(job_id)
+            else:
+                record, revision = claim.record, claim.revision
+            before, ack_subject, holder, at = record.state, record.ack_subject, record.node_id, revision
+            try:
+                _check_holder(record, worker_id, operation)
+                apply(record, self._clock())
+            except (_core.IllegalTransition, Conflict) as error:
+                if claim is not None:
+                    self._claims.hold(claim)
+                if isinstance(error, Conflict):
+                    raise
+                raise illegal_transition(job_id, operation, before, ("active",)) from None
+            record.node_id = self._node_id
+            stored = record.serialize()
+            try:
+                revision = await self._stores.records.replace(job_id, stored, revision, self._retention.ttl_s(record))
+            except RevisionConflict:
+                claim = None
+                continue
+            except Unavailable:
+                self._resume(job_id)
+                raise
+            self._claims.settled(job_id, claim)
+            if ack_subject:
+                self._stores.work.ack(ack_subject)
+            if holder != self._node_id:
+                self._stores.connection.send(names.node_subject(holder), b"%s %d" % (job_id.encode(), at))
+            await self._propagator.followed(record, stored, revision)
+            return record, stored
+        raise BackendUnavailable(f"Job '{job_id}' is being changed by too many clients at once.")
+
+    def _resume(self, job_id: str) -> None:
+        # The write may or may not have happened. If not, the worker still has the job: adopt it again.
+        self._propagator.call_later(lambda: self.adopt(job_id))
+
+    async def adopt(self, job_id: str) -> None:
+        """Hold the claim of an active job as the record tells it. Raises Unavailable."""
+        found = await self._stores.records.get(job_id)
+        if found is None:
+            return
+        await self.adopt_record(_core.Record.parse(found[0]), found[1])
+
+    async def adopt_record(self, record: _core.Record, revision: int) -> None:
+        """Hold the claim of this record if it is active, with a deadline that heartbeats extended.
+
+        Raises Unavailable.
+        """
+        if record.state != "active" or self._claims.get(record.id):
+            return
+        entry = await self._active.get(names.attempt_key(record.id, record.attempt))
+        visible_ms = record.started_ms + record.reservation_ms
+        if entry is not None:
+            visible_ms = max(visible_ms, int(entry[0].get("visible_ms", 0)))
+        self._claims.hold(Claim(record, revision, visible_ms, entered=entry is not None))
+
+    # -- deadlines -------------------------------------------------------------------------------
+
+    async def expire(self, claim: Claim) -> None:
+        """A claim of this node is due: recheck what other nodes may have written, then act."""
+        job_id = claim.record.id
+        entry = await self._active.get(names.attempt_key(job_id, claim.record.attempt))
+        if entry is not None and int(entry[0].get("visible_ms", 0)) > claim.visible_ms:
+            self._claims.extend(job_id, int(entry[0]["visible_ms"]))
+            if claim.due_ms > self._clock():
+                return
+        found = await self._stores.records.get(job_id)
+        if found is None or found[1] != claim.revision:
+            self._claims.settled(job_id, self._claims.take(job_id))
+            if found is not None:
+                record = _core.Record.parse(found[0])
+                if record.state == "active" and record.node_id == self._node_id:
+                    await self.adopt_record(record, found[1])
+            return
+        if claim.timeout_ms <= self._clock():
+            failure = Failure(
+                "timeout", "timeout", f"The job ran longer than its execution timeout of {claim.record.timeout_ms} ms."
+            )
+            await self._end(job_id, failure, self._fail)
+        else:
+            await self.take_back(
+                job_id,
+                Failure("visibility_timeout", "visibility_timeout", "The worker's reservation of the job ran out."),
+            )
+
+    async def take_back(self, job_id: str, failure: Failure) -> None:
+        """Requeue a job whose worker is silent: available at once if runs are left, else exhausted."""
+
+        def apply(record: _core.Record, failure: Failure, now_ms: int) -> None:
+            if record.attempt >= record.max_attempts:
+                self._fail(record, failure, now_ms)
+                return
+            record.fail(failure.as_json(record.attempt, _core.format_rfc3339_ms(now_ms)))
+            record.requeue(now_ms, counts=True)
+
+        await self._end(job_id, failure, apply)
+
+    async def _end(self, job_id: str, failure: Failure, apply: Callable[[_core.Record, Failure, int], None]) -> None:
+        try:
+            record, _ = await self._settle(job_id, "", "requeue", lambda r, now: apply(r, failure, now))
+        except Conflict:
+            return
+        log.info(
+            "job taken back from its worker",
+            extra={"ojs.job_id": job_id, "reason": failure.code, "state": record.state},
+        )
+        self._announce_failure(record, failure)
+
+
+def _check_holder(record: _core.Record, worker_id: str, operation: str) -> None:
+    # Compared only when both sides name a worker: suites and SDKs often omit it (CONTRACT section 3).
+    if worker_id and record.worker_id and record.state == "active" and worker_id != record.worker_id:
+        raise Conflict(
+            f"Cannot {operation} job '{record.id}': it is held by another worker than '{worker_id}'.",
+            details={
+                "job_id": record.id,
+                "current_state": record.state,
+                "expected_state": "active",
+                "worker_id": worker_id,
+                "holder": record.worker_id,
+            },
+        )

@@ -1,0 +1,167 @@
+"""Workers: heartbeats, directives, and the death of a worker that beat and then fell silent."""
+
+import logging
+from typing import Any
+
+import orjson
+
+from ojs_fast import _core
+from ojs_fast.core.claims import Claims
+from ojs_fast.core.clock import Deadlines, NowMs
+from ojs_fast.core.jobs import Jobs
+from ojs_fast.core.retry import Failure
+from ojs_fast.core.settle import Settler
+from ojs_fast.core.stores import Stores
+from ojs_fast.errors import NotFound, OJSError
+from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Bucket, Watch
+from ojs_fast.storage.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+DEAD_AFTER_MS = 30_000
+BEAT = "beat."
+DIRECTIVE = "directive."
+DIRECTIVES = ("running", "quiet", "terminate")
+
+
+class Workers:
+    """Every node hears every beat and looks after the claims it holds itself."""
+
+    def __init__(
+        self, stores: Stores, claims: Claims, jobs: Jobs, settler: Settler, node_id: str, clock: NowMs
+    ) -> None:
+        self._stores = stores
+        self._claims = claims
+        self._jobs = jobs
+        self._settler = settler
+        self._node_id = node_id
+        self._clock = clock
+        self._bucket = Bucket(stores.connection, names.WORKERS)
+        self._watch = Watch(stores.connection, names.WORKERS, self._changed)
+        self._silence = Deadlines(clock, self._died)
+        self._beats: dict[str, dict[str, Any]] = {}
+        self._directives: dict[str, str] = {}
+
+    async def open(self) -> None:
+        """Follow beats and directives."""
+        await self._silence.open()
+        await self._watch.open()
+        await self._watch.synced.wait()
+
+    async def close(self) -> None:
+        """Stop following."""
+        await self._watch.close()
+        await self._silence.close()
+
+    def forget(self) -> None:
+        """Drop all workers (after a reset)."""
+        self._silence.clear()
+        self._beats.clear()
+        self._directives.clear()
+
+    def _changed(self, key: str, value: bytes | None, _revision: int) -> None:
+        if key.startswith(DIRECTIVE):
+            worker_id = names.decode_token(key[len(DIRECTIVE) :])
+            if value is None:
+                self._directives.pop(worker_id, None)
+            else:
+                self._directives[worker_id] = orjson.loads(value)["state"]
+        elif key.startswith(BEAT) and value is not None:
+            self._heard(orjson.loads(value))
+
+    def _heard(self, beat: dict[str, Any]) -> None:
+        self._beats[beat["worker_id"]] = beat
+        # Judged by when the beat was heard here, not by the sender's clock.
+        self._silence.set(beat["worker_id"], self._clock() + DEAD_AFTER_MS)
+
+    async def _died(self, worker_ids: list[str]) -> None:
+        if not self._stores.connection.is_up:
+            # Nobody can be heard now; whoever lives gets its full time once NATS is back.
+            for worker_id in worker_ids:
+                self._silence.set(worker_id, self._clock() + DEAD_AFTER_MS)
+            return
+        for worker_id in worker_ids:
+            self._beats.pop(worker_id, None)
+            claims = self._claims.of_worker(worker_id)
+            if not claims:
+                continue
+            log.warning("worker %s fell silent; its %d jobs are requeued", worker_id, len(claims))
+            failure = Failure(
+                "worker_death", "worker_death", f"Worker '{worker_id}' sent no heartbeat for {DEAD_AFTER_MS} ms."
+            )
+            for claim in claims:
+                try:
+                    await self._settler.take_back(claim.record.id, failure)
+                except (OJSError, Unavailable) as error:
+                    log.info("requeue is tried again: %s", error, extra={"ojs.job_id": claim.record.id})
+                    self._silence.set(worker_id, self._clock() + 1000)
+
+    def directive(self, worker_id: str) -> str:
+        """What the operator wants of this worker: running, quiet or terminate."""
+        return self._directives.get(worker_id, "running")
+
+    def all(self) -> list[dict[str, Any]]:
+        """Every worker that beat lately."""
+        return [{**beat, "directive": self.directive(worker_id)} for worker_id, beat in sorted(self._beats.items())]
+
+    async def direct(self, worker_id: str, state: str) -> None:
+        """Set the directive that the next heartbeat answers. Raises NotFound, Unavailable."""
+        if worker_id not in self._beats:
+            raise NotFound(
+                f"Worker '{worker_id}' not found.",
+                details={"resource_type": "worker", "resource_id": worker_id},
+                hint="Only workers that sent a heartbeat lately are known.",
+            )
+        await self._bucket.put(DIRECTIVE + names.encode_token(worker_id), {"state": state})
+        self._directives[worker_id] = state
+
+    async def heartbeat(
+        self, worker_id: str, job_ids: list[str], visibility_ms: int, info: dict[str, Any]
+    ) -> tuple[str, list[str]]:
+        """`(state, extended job ids)`; `visibility_ms` 0 = each job's own length. Raises Unavailable.
+
+        The directive of the operator wins, then a listed job's `meta.test_directive`.
+        """
+        now_ms = self._clock()
+        beat = {**info, "worker_id": worker_id, "beat_ms": now_ms, "active_jobs": len(job_ids)}
+        self._heard(beat)
+        self._stores.outbox.put(names.WORKERS, BEAT + names.encode_token(worker_id), beat)
+        extended: list[str] = []
+        state = self.directive(worker_id)
+        for job_id in job_ids:
+            record = await self._extend(job_id, worker_id, visibility_ms, now_ms)
+            if record is None:
+                continue
+            extended.append(job_id)
+            if state == "running" and record.test_directive in DIRECTIVES:
+                state = record.test_directive
+        return state, extended
+
+    async def _extend(self, job_id: str, worker_id: str, visibility_ms: int, now_ms: int) -> _core.Record | None:
+        claim = self._claims.get(job_id)
+        record = claim.record if claim else await self._active_elsewhere(job_id)
+        if record is None or (record.worker_id and record.worker_id != worker_id):
+            return None
+        visible_ms = now_ms + (visibility_ms or int(record.reservation_ms))
+        if claim:
+            self._claims.extend(job_id, visible_ms)
+        else:
+            # The holder rechecks `ojs-active` before it acts, so this is enough for it to wait.
+            self._stores.outbox.put(
+                names.ACTIVE,
+                names.attempt_key(job_id, record.attempt),
+                {"worker_id": worker_id, "node_id": record.node_id, "visible_ms": visible_ms},
+            )
+        return record
+
+    async def _active_elsewhere(self, job_id: str) -> _core.Record | None:
+        try:
+            record, _, _ = await self._jobs.load(job_id)
+        except NotFound:
+            return None
+        return record if record.state == "active" else None
+
+    def now_ms(self) -> int:
+        """The server's clock (epoch ms)."""
+        return self._clock()

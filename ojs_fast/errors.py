@@ -1,0 +1,100 @@
+"""What the server answers when it cannot do what was asked: OJS error codes and details, no HTTP."""
+
+from typing import Any
+
+
+class OJSError(Exception):
+    """Root of all answers that are errors. `code` is from ojs-http-binding section 16.3."""
+
+    code = "backend_error"
+    retryable = False
+
+    def __init__(self, message: str, *, details: dict[str, Any] | None = None, hint: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.details = details
+        self.hint = hint
+
+
+class InvalidPayload(OJSError):
+    """The body is not JSON."""
+
+    code = "invalid_payload"
+
+
+class InvalidRequest(OJSError):
+    """A field breaks a rule."""
+
+    code = "invalid_request"
+
+
+class ValidationFailed(OJSError):
+    """The retry policy breaks a rule (422)."""
+
+    code = "validation_error"
+
+
+class PayloadTooLarge(OJSError):
+    """The body is larger than the server takes (413)."""
+
+    code = "payload_too_large"
+
+
+class NotFound(OJSError):
+    """There is no such resource."""
+
+    code = "not_found"
+
+
+class Conflict(OJSError):
+    """The job is in another state than the operation needs."""
+
+    code = "conflict"
+
+
+class Duplicate(OJSError):
+    """A job with this id exists."""
+
+    code = "duplicate"
+
+
+class Unauthorized(OJSError):
+    """The API key is missing or wrong."""
+
+    code = "unauthorized"
+
+
+class Unsupported(OJSError):
+    """The client asks for a version or feature that this server does not have."""
+
+    code = "unsupported"
+
+
+class MethodNotAllowed(OJSError):
+    """The resource exists, but not with this method."""
+
+    code = "invalid_request"
+
+
+class BackendUnavailable(OJSError):
+    """NATS does not answer; the client should come back."""
+
+    code = "backend_error"
+    retryable = True
+
+
+def job_not_found(job_id: str) -> NotFound:
+    """404 for a job id."""
+    return NotFound(
+        f"Job '{job_id}' not found.",
+        details={"resource_type": "job", "resource_id": job_id},
+        hint="Check the id. Finished jobs leave the store when their retention time is over.",
+    )
+
+
+def illegal_transition(job_id: str, operation: str, state: str, expected: tuple[str, ...]) -> Conflict:
+    """409 for an operation that the job's state does not allow."""
+    return Conflict(
+        f"Cannot {operation} job '{job_id}' in state '{state}'; expected {' or '.join(repr(s) for s in expected)}.",
+        details={"job_id": job_id, "current_state": state, "expected_state": "|".join(expected)},
+    )

@@ -1,0 +1,111 @@
+"""Logging of the server: JSON lines for machines, text for a terminal, both from the standard library.
+
+Owns the format of a log line. Must not know what is logged.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import logging.config
+import sys
+from datetime import UTC, datetime
+from typing import Any
+
+import orjson
+
+COMPONENT = "server"
+
+#: Level -> severity text and number of OpenTelemetry's log data model.
+_SEVERITIES = {
+    logging.DEBUG: ("DEBUG", 5),
+    logging.INFO: ("INFO", 9),
+    logging.WARNING: ("WARN", 13),
+    logging.ERROR: ("ERROR", 17),
+    logging.CRITICAL: ("FATAL", 21),
+}
+
+#: What every LogRecord has; anything else came in through `extra`.
+_STANDARD = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
+
+_CONTROL = {code: f"\\x{code:02x}" for code in (*range(32), 127) if code not in (9, 10)}
+
+
+def _severity(levelno: int) -> tuple[str, int]:
+    """Return the severity of a level, custom levels rounded down."""
+    return _SEVERITIES[max((level for level in _SEVERITIES if level <= levelno), default=logging.DEBUG)]
+
+
+def _extras(record: logging.LogRecord) -> dict[str, Any]:
+    return {key: value for key, value in vars(record).items() if key not in _STANDARD}
+
+
+class JsonFormatter(logging.Formatter):
+    """One JSON object a line; a record never fails to be written, whatever its extras hold."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render the record."""
+        severity, number = _severity(record.levelno)
+        when = datetime.fromtimestamp(record.created, UTC)
+        line: dict[str, Any] = {
+            "timestamp": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+            "severity": severity,
+            "severity_number": number,
+            "message": record.getMessage(),
+            "component": COMPONENT,
+            "logger": record.name,
+        }
+        if record.exc_info and record.exc_info[0] is not None:
+            line["exception.type"] = record.exc_info[0].__name__
+            line["exception.message"] = str(record.exc_info[1])
+            line["exception.stacktrace"] = self.formatException(record.exc_info)
+        return _dump(line | {key: value for key, value in _extras(record).items() if key not in line})
+
+
+def _dump(line: dict[str, Any]) -> str:
+    try:
+        return orjson.dumps(line, default=repr, option=orjson.OPT_NON_STR_KEYS).decode()
+    except TypeError:  # lone surrogates, integers over 64 bits, cycles: slower, but nothing is lost
+        return json.dumps({key: value if isinstance(value, str | int) else repr(value) for key, value in line.items()})
+
+
+class TextFormatter(logging.Formatter):
+    """A line for human eyes: local time, severity, message, extras; control characters are escaped."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Render the record."""
+        when = datetime.fromtimestamp(record.created).astimezone()
+        extras = "".join(f"  {key}={value!r}" for key, value in _extras(record).items())
+        text = f"{when:%H:%M:%S}.{int(record.msecs):03d} {_severity(record.levelno)[0]:5} {record.getMessage()}{extras}"
+        if record.exc_info:
+            text += "\n" + self.formatException(record.exc_info)
+        return text.translate(_CONTROL).encode("utf-8", "backslashreplace").decode()
+
+
+def dict_config(level: str, log_format: str) -> dict[str, Any]:
+    """Build the configuration for `logging.config.dictConfig`: everything goes to standard error.
+
+    `level` and `log_format` are values of OJS_LOG_LEVEL and OJS_LOG_FORMAT. It is picklable, so Granian can apply it
+    in each worker.
+    """
+    if log_format == "auto":
+        log_format = "text" if sys.stderr.isatty() else "json"
+    formatter = TextFormatter if log_format == "text" else JsonFormatter
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"server": {"()": f"{__name__}.{formatter.__name__}"}},
+        "handlers": {"server": {"class": "logging.StreamHandler", "formatter": "server", "stream": "ext://sys.stderr"}},
+        "root": {"level": level.upper(), "handlers": ["server"]},
+        # Granian's own lines: only what went wrong; requests are not logged
+        "loggers": {
+            "_granian": {"level": "WARNING", "handlers": [], "propagate": True},
+            "granian.access": {"level": "ERROR", "handlers": [], "propagate": True},
+        },
+    }
+
+
+def configure(level: str, log_format: str) -> None:
+    """Send the log of this process to standard error."""
+    logging.config.dictConfig(dict_config(level, log_format))
+    logging.captureWarnings(True)  # noqa: FBT003 - the standard library takes it by position

@@ -1,0 +1,150 @@
+"""One node: builds every service on one NATS connection, opens and closes them in order.
+
+The only place, with app.py, that sees storage and core at once.
+"""
+
+import asyncio
+import logging
+import secrets
+import time
+
+from nats.aio.msg import Msg
+
+from ojs_fast.config import Settings
+from ojs_fast.core.claims import Claims
+from ojs_fast.core.clock import NowMs, now_ms
+from ojs_fast.core.dead_letters import DeadLetters
+from ojs_fast.core.events import Events
+from ojs_fast.core.fetch import Fetcher
+from ojs_fast.core.jobs import Jobs, Retention
+from ojs_fast.core.promoter import Promoter
+from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.queues import Queues
+from ojs_fast.core.reconciler import Reconciler
+from ojs_fast.core.reset import RESET, Resetter
+from ojs_fast.core.settle import Settler
+from ojs_fast.core.stores import Stores
+from ojs_fast.core.workers import Workers
+from ojs_fast.storage import names, topology
+from ojs_fast.storage.buckets import Outbox
+from ojs_fast.storage.connection import Connection
+from ojs_fast.storage.errors import Unavailable
+from ojs_fast.storage.event_log import EventLog
+from ojs_fast.storage.leases import Leases
+from ojs_fast.storage.records import Records
+from ojs_fast.storage.work import WorkQueue
+
+log = logging.getLogger(__name__)
+
+RECONCILE_EVERY_S = 1.0
+
+
+class Node:
+    """All services of one server process."""
+
+    def __init__(self, settings: Settings, *, boot_id: str = "", clock: NowMs = now_ms) -> None:
+        """`boot_id` names the main process that owns the embedded NATS; "" with an external NATS."""
+        self.settings = settings
+        self.node_id = secrets.token_hex(6)
+        self.clock = clock
+        self.started = time.monotonic()
+        self.connection = Connection(settings.backend_wait_ms)
+        outbox = Outbox(self.connection)
+        self.work = WorkQueue(self.connection, settings.nats_replicas)
+        self.stores = Stores(self.connection, Records(self.connection), self.work, outbox, EventLog(self.connection))
+        self.leases = Leases(self.connection, self.node_id, boot_id, clock)
+        self.events = Events(self.stores.event_log, self.node_id, clock)
+        self.queues = Queues(self.connection, clock)
+        self.claims = Claims(clock, outbox, self.node_id)
+        self.propagator = Propagator(self.stores, self.node_id, clock, settings.retention_dead_letter_s)
+        self.propagator.is_held = self.claims.has
+        self.jobs = Jobs(
+            self.stores, settings, self.queues, self.claims, self.events, self.propagator, self.node_id, clock
+        )
+        self.fetcher = Fetcher(
+            self.stores,
+            settings,
+            self.queues,
+            self.claims,
+            self.jobs,
+            self.events,
+            self.propagator,
+            self.node_id,
+            clock,
+        )
+        self.settler = Settler(
+            self.stores, settings, self.claims, self.jobs, self.events, self.propagator, self.node_id, clock
+        )
+        self.workers = Workers(self.stores, self.claims, self.jobs, self.settler, self.node_id, clock)
+        self.dead_letters = DeadLetters(self.stores, self.jobs, self.events)
+        self.promoter = Promoter(self.stores, Retention(settings), self.events, self.propagator, self.node_id, clock)
+        self.reconciler = Reconciler(self.stores, self.leases, self.propagator, self.settler, clock)
+        self.resetter = Resetter(self.stores, self.leases, self._forget)
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self, servers: list[str]) -> None:
+        """Connect, create or adopt the streams, start every loop. Raises Unavailable, TopologyError."""
+        settings = self.settings
+        await self.connection.open(servers, name=f"ojs-fast {self.node_id}")
+        wanted = topology.streams(settings.nats_replicas, settings.events_max_age_s, settings.events_max_bytes)
+        await topology.ensure(self.connection, wanted)
+        self.work.open()
+        await self.stores.outbox.open()
+        await self.propagator.open()
+        await self.queues.open()
+        await self.claims.open(self.settler.expire)
+        await self.workers.open()
+        await self.connection.subscribe(names.node_subject(self.node_id), self._told)
+        await self.leases.open(self.promoter.start, self.promoter.stop)
+        self._task = asyncio.create_task(self._reconcile_loop())
+        log.info("node is up", extra={"node_id": self.node_id})
+
+    async def close(self) -> None:
+        """Stop every loop and hand over: the next leader adopts this node's claims."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self.promoter.stop()
+        await self.workers.close()
+        await self.claims.close()
+        await self.queues.close()
+        await self.propagator.close()
+        await self.stores.outbox.close()
+        await self.leases.close()
+        await self.connection.close()
+        log.info("node is down", extra={"node_id": self.node_id})
+
+    async def _reconcile_loop(self) -> None:
+        while True:
+            try:
+                await self.reconciler.after_cut()
+                if self.leases.is_leader:
+                    await self.reconciler.run()
+            except Unavailable as error:
+                log.info("reconcile is tried again: %s", error)
+            except Exception:
+                log.exception("reconcile failed; it is tried again")
+            await asyncio.sleep(RECONCILE_EVERY_S)
+
+    async def _told(self, msg: Msg) -> None:
+        """Another node settled a job that this one holds, or resets everything."""
+        if msg.data == RESET:
+            await self.resetter.answer(msg)
+            return
+        job_id, _, revision = msg.data.decode("ascii", "replace").partition(" ")
+        claim = self.claims.get(job_id)
+        # A later claim of the same job by this node must survive a late message.
+        if claim is not None and revision.isdigit() and claim.revision <= int(revision):
+            self.claims.settled(job_id, self.claims.take(job_id))
+
+    def _forget(self) -> None:
+        self.queues.forget()
+        self.claims.clear()
+        self.workers.forget()
+        self.promoter.forget()
+        self.work.forget()
+
+    @property
+    def uptime_s(self) -> int:
+        """Seconds since this process started."""
+        return int(time.monotonic() - self.started)

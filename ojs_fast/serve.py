@@ -1,0 +1,188 @@
+"""The main process of a server: embedded NATS first, then Granian's workers, and everything stopped in order.
+
+Owns the life of the main process and its exit codes. Must not know what the workers serve.
+"""
+
+from __future__ import annotations
+
+import importlib
+import logging
+import math
+import multiprocessing
+import os
+import secrets
+import signal
+import socket
+import threading
+from collections.abc import Callable
+from functools import partial
+from types import FrameType
+from typing import Any, NoReturn
+
+from granian.constants import HTTPModes, Interfaces, Loops
+from granian.log import LogLevels
+from granian.server import Server
+
+from ojs_fast import __version__, logs
+from ojs_fast.config import INTERNAL_BOOT_ID, INTERNAL_NATS_URL, Settings
+from ojs_fast.storage.probe import NatsStartError, check_external
+from ojs_fast.storage.server import EmbeddedNats, die_with_parent
+
+log = logging.getLogger("ojs_fast")
+
+TARGET = "ojs_fast.app:create_app"
+BACKLOG = 1024
+BACKPRESSURE = 16_384  # requests under way per worker; event streams count as long as they are open
+NATS_STOP_S = 20.0
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+
+_STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+class StartError(Exception):
+    """The server cannot start; the message says what to do."""
+
+
+class _StopRequested(BaseException):
+    """SIGTERM or Ctrl-C arrived before Granian took the signals over."""
+
+
+def run(settings: Settings, *, target: str = TARGET) -> int:
+    """Serve `target` (module:factory of an ASGI application) until a signal; returns the exit code."""
+    # Resolved once, so that the workers, whose standard error is the same, need not guess.
+    logging_config = logs.dict_config(settings.log_level, settings.log_format)
+    logs.configure(settings.log_level, settings.log_format)
+    for warning in settings.warnings:
+        log.warning(warning)
+    for signum in _STOP_SIGNALS:
+        signal.signal(signum, _request_stop)
+    nats: EmbeddedNats | None = None
+    try:
+        address = _free_address(settings)
+        if settings.is_embedded:
+            nats = EmbeddedNats(settings.data_dir, durability=settings.durability)
+            nats.start()
+            os.environ[INTERNAL_NATS_URL] = nats.url
+            os.environ[INTERNAL_BOOT_ID] = secrets.token_hex(8)
+        else:
+            for internal in (INTERNAL_NATS_URL, INTERNAL_BOOT_ID):
+                os.environ.pop(internal, None)
+            check_external(settings.nats_servers)
+        _serve(settings, address, target, logging_config)
+    except _StopRequested:
+        return EXIT_OK
+    except (NatsStartError, StartError) as error:
+        log.error("ojs-fast cannot start: %s", error)
+        return EXIT_FAILED
+    except SystemExit:  # Granian's way to say that workers failed
+        log.error("ojs-fast stops because its workers keep failing; the reason is in the lines above")
+        return EXIT_FAILED
+    finally:
+        if nats is not None:
+            nats.stop(NATS_STOP_S)
+    log.info("ojs-fast has stopped")
+    return EXIT_OK
+
+
+def _request_stop(signum: int, _frame: FrameType | None) -> NoReturn:
+    for one in _STOP_SIGNALS:  # the second Ctrl-C must not cut the clean-up of the first short
+        signal.signal(one, signal.SIG_IGN)
+    raise _StopRequested(signum)
+
+
+def _free_address(settings: Settings) -> str:
+    """Return the numeric address to listen on; raises StartError where it cannot be had.
+
+    Granian's workers share the port (SO_REUSEPORT), so a second server of the same user would get in silently.
+    """
+    try:
+        family, kind, _, _, place = socket.getaddrinfo(
+            settings.host, settings.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+        )[0]
+        with socket.socket(family, kind) as trial:
+            trial.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            trial.bind(place)
+            trial.listen(1)
+    except OSError as error:
+        raise StartError(
+            f"{settings.host}:{settings.port} cannot be listened on ({error.strerror or error}); "
+            "stop what uses it, or set OJS_PORT and OJS_HOST to others"
+        ) from error
+    return str(place[0])
+
+
+def _serve(settings: Settings, address: str, target: str, logging_config: dict[str, Any]) -> None:
+    # Forking a process with threads (the supervisor of nats-server) is unsafe, and a forked worker would hold the lock
+    # of the data directory and the main process' signal handlers.
+    multiprocessing.set_start_method("spawn", force=True)
+    server = Server(
+        target,
+        address=address,
+        port=settings.port,
+        interface=Interfaces.ASGI,
+        http=HTTPModes.http1,  # clients of this protocol speak HTTP/1.1; detecting HTTP/2 costs a tenth
+        workers=settings.workers,
+        loop=Loops.uvloop,
+        websockets=False,
+        backlog=BACKLOG,
+        backpressure=BACKPRESSURE,
+        log_level=LogLevels.warning,
+        log_dictconfig=logging_config,
+        log_access=False,
+        respawn_failed_workers=False,
+        workers_kill_timeout=math.ceil(settings.shutdown_timeout_ms / 1000),
+    )
+    stopped = threading.Event()
+
+    def announce() -> None:
+        if _await_listening(address, settings.port, stopped):
+            server.respawn_failed_workers = True  # not before: a worker that cannot start says so once
+            _announce(settings)
+
+    server.on_startup(threading.Thread(target=announce, name="announcer", daemon=True).start)
+    try:
+        server.serve(target_loader=partial(load_worker, target), wrap_loader=False)
+    finally:
+        stopped.set()
+
+
+def load_worker(target: str) -> Callable[..., Any]:
+    """Build the application in a worker process, which from then on ends with the main process."""
+    die_with_parent()
+    module, _, factory = target.partition(":")
+    application: Callable[..., Any] = getattr(importlib.import_module(module), factory)()
+    return application
+
+
+def _await_listening(address: str, port: int, stopped: threading.Event) -> bool:
+    """Wait until the first worker takes connections; False when the server stopped before."""
+    while not stopped.wait(0.01):
+        try:
+            socket.create_connection((address, port), timeout=1.0).close()
+        except OSError:
+            continue
+        return True
+    return False
+
+
+def _announce(settings: Settings) -> None:
+    """Say where the server is, where the data lies and how safe they are."""
+    host = f"[{settings.host}]" if ":" in settings.host else settings.host
+    facts = {
+        "url": f"http://{host}:{settings.port}/ojs/v1",
+        "data": str(settings.data_dir.absolute()) if settings.is_embedded else "in NATS_URL",
+        "durability": _durability(settings),
+        "auth": "bearer key" if settings.api_key else "off",
+        "workers": settings.workers,
+    }
+    log.info("ojs-fast %s serves", __version__, extra=facts)
+
+
+def _durability(settings: Settings) -> str:
+    if not settings.is_embedded:
+        return "as the servers in NATS_URL are set"
+    if settings.durability == "always":
+        return "always (on disk before each acknowledgement)"
+    return "interval (on disk within a second)"

@@ -1,0 +1,1 @@
+"""Bytes and revisions in JetStream; knows no job rule."""

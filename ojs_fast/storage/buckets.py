@@ -1,0 +1,284 @@
+"""Small KV buckets: put, get, delete, compare-and-set, watch; and the outbox for what may come late.
+
+Index entries are written behind: the outbox keeps each one until JetStream has acknowledged it, over
+any number of reconnects. If the node dies first, reconcile writes them from the records.
+"""
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any
+
+import orjson
+from nats.aio.msg import Msg
+
+from ojs_fast.storage import names
+from ojs_fast.storage.connection import Connection, headers
+from ojs_fast.storage.errors import RevisionConflict, Unavailable
+from ojs_fast.storage.records import WRONG_LAST_SEQUENCE
+
+log = logging.getLogger(__name__)
+
+MARKER_TTL_S = 30
+HEARTBEAT_S = 5
+READ_AT_ONCE = 500
+ONLY_NEW = headers(Nats_Expected_Last_Subject_Sequence=0)
+DELETED = headers(KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
+
+
+class Bucket:
+    """One KV bucket with values in JSON."""
+
+    def __init__(self, connection: Connection, name: str) -> None:
+        self._connection = connection
+        self.name = name
+
+    def _headers(self, revision: int | None, ttl_s: int) -> bytes:
+        fields: dict[str, str | int] = {}
+        if revision is not None:
+            fields["Nats-Expected-Last-Subject-Sequence"] = revision
+        if ttl_s:
+            fields["Nats-TTL"] = f"{ttl_s}s"
+        return headers(**fields) if fields else b""
+
+    async def put(self, key: str, value: Any, revision: int | None = None, ttl_s: int = 0) -> int:
+        """Write and return the revision; with `revision` only over that one (0 = new key).
+
+        Raises RevisionConflict or Unavailable.
+        """
+        await self._connection.ready()
+        sequence, code, description = await self._connection.write(
+            names.bucket_subject(self.name, key), orjson.dumps(value), self._headers(revision, ttl_s)
+        )
+        if code == WRONG_LAST_SEQUENCE:
+            raise RevisionConflict(key)
+        if code:
+            raise Unavailable(f"JetStream refused {self.name}/{key}: {description} (error {code})")
+        return sequence
+
+    async def get(self, key: str) -> tuple[Any, int] | None:
+        """`(value, revision)`, or None. Raises Unavailable."""
+        stream = names.bucket_stream(self.name)
+        subject = names.bucket_subject(self.name, key)
+        message = await self._connection.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
+        if not message.sequence and message.status != "404":
+            raise Unavailable(f"direct get failed: status {message.status}")
+        return (orjson.loads(message.data), message.sequence) if message.sequence and message.is_live else None
+
+    async def delete(self, key: str) -> None:
+        """Remove a key; its marker goes by itself. Raises Unavailable."""
+        await self._connection.ready()
+        _, code, description = await self._connection.write(names.bucket_subject(self.name, key), b"", DELETED)
+        if code:
+            raise Unavailable(f"JetStream refused to delete {self.name}/{key}: {description}")
+
+    async def page(self, after: int, limit: int, keys: str = ">") -> list[tuple[str, Any, int]]:
+        """Up to `limit` live entries behind revision `after`: `[(key, value, revision)]`, oldest first.
+
+        Raises Unavailable.
+        """
+        prefix = len(names.bucket_subject(self.name, ""))
+        found: list[tuple[str, Any, int]] = []
+        while len(found) < limit:
+            wanted = min(limit - len(found), READ_AT_ONCE)
+            query = {"next_by_subj": names.bucket_subject(self.name, keys), "seq": after + 1, "batch": wanted}
+            batch = await self._connection.get_batch(names.bucket_stream(self.name), query)
+            for message in batch:
+                after = message.sequence
+                if message.is_live:
+                    found.append((message.stored_subject[prefix:], orjson.loads(message.data), after))
+            if len(batch) < wanted:
+                break
+        return found
+
+    async def count(self, keys: str = ">") -> int:
+        """How many keys there are, markers of recent deletions included. Raises Unavailable."""
+        answer = await self._connection.api(
+            f"STREAM.INFO.{names.bucket_stream(self.name)}",
+            {"subjects_filter": names.bucket_subject(self.name, keys)} if keys != ">" else None,
+        )
+        if "error" in answer:
+            raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
+        state = answer["state"]
+        return len(state.get("subjects") or {}) if keys != ">" else int(state["messages"])
+
+    async def erase(self, key: str) -> None:
+        """Remove a key without leaving a marker, so that `count` stays exact. Raises Unavailable."""
+        answer = await self._connection.api(
+            f"STREAM.PURGE.{names.bucket_stream(self.name)}", {"filter": names.bucket_subject(self.name, key)}
+        )
+        if "error" in answer:
+            raise Unavailable(f"purge failed: {answer['error'].get('description')}")
+
+
+class Outbox:
+    """Writes that must arrive but that nobody waits for."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._late: asyncio.Queue[tuple[str, bytes, bytes]] = asyncio.Queue()
+        self._under_way = 0
+        self._settled = asyncio.Event()
+        self._settled.set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Start re-sending what gets lost."""
+        self._task = asyncio.create_task(self._resend_loop())
+
+    async def close(self) -> None:
+        """Wait briefly for what is under way, then stop."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(2):
+                await self._settled.wait()
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def put(self, bucket: str, key: str, value: Any, ttl_s: int = 0, *, only_new: bool = False) -> None:
+        """Write a key; re-sent until acknowledged. `only_new` leaves a value that is there as it is."""
+        header = headers(Nats_TTL=f"{ttl_s}s") if ttl_s else ONLY_NEW if only_new else b""
+        self._send(names.bucket_subject(bucket, key), orjson.dumps(value), header)
+
+    def delete(self, bucket: str, key: str) -> None:
+        """Remove a key; re-sent until acknowledged."""
+        self._send(names.bucket_subject(bucket, key), b"", DELETED)
+
+    def _send(self, subject: str, payload: bytes, header: bytes) -> None:
+        self._under_way += 1
+        self._settled.clear()
+        future = self._connection.write(subject, payload, header)
+
+        def check(answer: "asyncio.Future[tuple[int, int, str]]") -> None:
+            if answer.cancelled() or answer.exception() is not None:
+                self._late.put_nowait((subject, payload, header))
+                return
+            _, code, description = answer.result()
+            if code and not (code == WRONG_LAST_SEQUENCE and header is ONLY_NEW):
+                log.error("JetStream refused %s: %s (error %d)", subject, description, code)
+            self._done()
+
+        future.add_done_callback(check)
+
+    def _done(self) -> None:
+        self._under_way -= 1
+        if not self._under_way:
+            self._settled.set()
+
+    async def _resend_loop(self) -> None:
+        while True:
+            subject, payload, header = await self._late.get()
+            await self._connection.wait_up()
+            self._under_way -= 1
+            self._send(subject, payload, header)
+            if self._late.qsize() == 0:
+                # A stream that refuses for a while (no leader) must not be asked in a tight loop.
+                await asyncio.sleep(0.2)
+
+
+class Watch:
+    """Follows a bucket: the current value of every key, then each change, over any reconnect.
+
+    After a reconnect all current values come again, so `changed` must be idempotent. `value` is None
+    for a deleted or expired key.
+    """
+
+    def __init__(self, connection: Connection, bucket: str, changed: Callable[[str, bytes | None, int], None]) -> None:
+        self._connection = connection
+        self._bucket = bucket
+        self._changed = changed
+        self._prefix = len(names.bucket_subject(bucket, ""))
+        self._alive = asyncio.Event()
+        self._broken = False
+        self._last_delivered = 0
+        self._inbox = ""
+        self._task: asyncio.Task[None] | None = None
+        self.synced = asyncio.Event()
+
+    async def open(self) -> None:
+        """Start to follow; `synced` is set once the present state was handed over."""
+        self._connection.on_disconnect(self._break)
+        self._task = asyncio.create_task(self._run())
+
+    async def close(self) -> None:
+        """Stop to follow."""
+        self._connection.off_disconnect(self._break)
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def _break(self) -> None:
+        # The consumer may be gone, or messages may have been lost on the way: start over.
+        self._broken = True
+        self._alive.set()
+
+    async def _run(self) -> None:
+        while True:
+            self._broken = False
+            self._last_delivered = 0
+            try:
+                async with self._consumer():
+                    await self._until_silent()
+            except Unavailable as error:
+                log.info("watch of %s starts again: %s", self._bucket, error)
+                await self._connection.wait_up()
+                await asyncio.sleep(0.1)
+
+    async def _until_silent(self) -> None:
+        # Heartbeats come every 5 s: silence means that the consumer is gone (reconnect, new leader).
+        while not self._broken:
+            self._alive.clear()
+            try:
+                async with asyncio.timeout(3 * HEARTBEAT_S):
+                    await self._alive.wait()
+            except TimeoutError:
+                return
+
+    @contextlib.asynccontextmanager
+    async def _consumer(self) -> AsyncIterator[None]:
+        await self._connection.ready()
+        inbox = self._connection.new_inbox()
+        subscription = await self._connection.subscribe(inbox, self._message)
+        stream = names.bucket_stream(self._bucket)
+        config = {
+            "deliver_subject": inbox,
+            "deliver_policy": "last_per_subject",
+            "ack_policy": "none",
+            "filter_subject": names.bucket_subject(self._bucket, ">"),
+            "flow_control": True,
+            "idle_heartbeat": HEARTBEAT_S * 1_000_000_000,
+            "inactive_threshold": 60_000_000_000,
+            "num_replicas": 1,
+            "mem_storage": True,
+        }
+        try:
+            answer = await self._connection.api(f"CONSUMER.CREATE.{stream}", {"stream_name": stream, "config": config})
+            if "error" in answer:
+                raise Unavailable(f"no consumer for {self._bucket}: {answer['error'].get('description')}")
+            if answer.get("num_pending", 0) == 0 and answer.get("delivered", {}).get("consumer_seq", 0) == 0:
+                self.synced.set()
+            yield
+        finally:
+            with contextlib.suppress(Exception):
+                await subscription.unsubscribe()
+
+    async def _message(self, msg: Msg) -> None:
+        self._alive.set()
+        fields = msg.headers or {}
+        if fields.get("Status") == "100":
+            if msg.reply:
+                self._connection.send(msg.reply, b"")
+            elif stalled := fields.get("Nats-Consumer-Stalled"):
+                self._connection.send(stalled, b"")
+            if int(fields.get("Nats-Last-Consumer", 0)) > self._last_delivered:
+                self._break()
+            return
+        tokens = msg.reply.split(".")
+        if int(tokens[6]) != self._last_delivered + 1:
+            self._break()
+        self._last_delivered = int(tokens[6])
+        value = None if "KV-Operation" in fields or "Nats-Marker-Reason" in fields or not msg.data else msg.data
+        self._changed(msg.subject[self._prefix :], value, int(tokens[5]))
+        if tokens[8] == "0":
+            self.synced.set()

@@ -1,0 +1,356 @@
+"""The connection to NATS: pipelined writes with one PubAck inbox, requests, reconnect hooks.
+
+Two connections work as one: the wire (hot path: writes, pulls, reads) and nats-py (watches,
+subscriptions). Owns outcomes and timeouts of single messages; must not know what the bytes mean.
+"""
+
+import asyncio
+import itertools
+import logging
+import secrets
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import nats
+import orjson
+from nats.aio.client import Client
+from nats.aio.msg import Msg
+
+from ojs_fast import _core
+from ojs_fast.storage.errors import TopologyError, Unavailable
+from ojs_fast.storage.wire import Wire
+
+log = logging.getLogger(__name__)
+
+CONNECT_TIMEOUT_S = 10.0
+ANSWER_TIMEOUT_S = 5.0
+RECONNECT_WAIT_S = 0.05
+MINIMUM_SERVER = (2, 12)
+
+PubAck = tuple[int, int, str]
+Answer = Callable[[_core.WireMessage], bool]
+NodeMessage = Msg  # what another node sends; core knows it by this name, not by the library's
+
+
+def _masked(server: str) -> str:
+    return server.rpartition("@")[2]
+
+
+def headers(**fields: str | int) -> bytes:
+    """NATS headers as bytes; `Nats_TTL="5s"` becomes `Nats-TTL: 5s`."""
+    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
+    return f"NATS/1.0\r\n{lines}\r\n".encode()
+
+
+class _Waiting:
+    # Whoever waits for an answer: a PubAck (no collector) or messages that a collector takes in.
+    __slots__ = ("collector", "future", "since")
+
+    def __init__(self, future: "asyncio.Future[Any]", since: float, collector: Answer | None) -> None:
+        self.future = future
+        self.since = since
+        self.collector = collector
+
+
+class Connection:
+    """Pipelined, individually acknowledged writes; reads; subscriptions."""
+
+    def __init__(self, wait_ms: int = 2000) -> None:
+        """`wait_ms`: how long `ready` waits for a lost connection to come back."""
+        self._nc = Client()
+        self._servers: list[str] = []
+        self._wire: Wire | None = None
+        self._wait_s = wait_ms / 1000
+        self._inbox = f"_INBOX.{secrets.token_hex(11)}"
+        self._tokens = itertools.count(1)
+        self._waiting: dict[str, _Waiting] = {}
+        self._up = asyncio.Event()
+        self._tasks: list[asyncio.Task[None]] = []
+        self._lost = asyncio.Event()
+        self._on_disconnect: list[Callable[[], None]] = []
+        self._on_delivery: Callable[[_core.WireMessage], None] = _ignore
+        self._on_flush: Callable[[], None] = lambda: None
+        self.messages_sent = 0
+
+    # -- life ------------------------------------------------------------------------------------
+
+    async def open(self, servers: list[str], *, name: str) -> None:
+        """Connect. Raises Unavailable when no server answers, TopologyError when it is too old."""
+        self._servers = servers
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                self._nc = await nats.connect(
+                    servers,
+                    name=name,
+                    max_reconnect_attempts=-1,
+                    reconnect_time_wait=0.1,
+                    error_cb=self._error,
+                    ping_interval=20,
+                    max_outstanding_pings=2,
+                )
+        except (OSError, TimeoutError, nats.errors.Error) as error:
+            raise Unavailable(f"no NATS server answers at {', '.join(map(_masked, servers))}: {error!r}") from error
+        version = self._nc.connected_server_version
+        if (version.major, version.minor) < MINIMUM_SERVER:
+            await self._nc.close()
+            raise TopologyError(
+                f"nats-server {version.major}.{version.minor}.{version.patch} is too old: ojs-fast needs "
+                f"{MINIMUM_SERVER[0]}.{MINIMUM_SERVER[1]} or later (atomic batches, per-key TTL). "
+                "Upgrade it, or unset NATS_URL to use the embedded one."
+            )
+        await self._connect_wire()
+        self._tasks = [asyncio.create_task(self._reconnect_loop()), asyncio.create_task(self._expire_loop())]
+
+    async def close(self) -> None:
+        """Send what is queued and disconnect; waiting writes end with Unavailable."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._up.clear()
+        if self._wire is not None:
+            self._wire.close()
+        await self._nc.close()
+        self._fail_all("the server is closing its NATS connection")
+
+    async def _connect_wire(self) -> None:
+        # The server that nats-py found alive comes first.
+        connected = self._nc.connected_url
+        servers = list(self._servers)
+        if connected is not None:
+            servers.sort(key=lambda server: _masked(server).split("//")[-1] != connected.netloc.rpartition("@")[2])
+        failure = Unavailable("no NATS server is configured")
+        for server in servers:
+            wire = Wire(server, self._inbox, self._received, self._wire_lost, self._flushing)
+            try:
+                await wire.connect()
+            except Unavailable as error:
+                failure = error
+                continue
+            self._wire = wire
+            self._up.set()
+            return
+        raise failure
+
+    def _wire_lost(self) -> None:
+        # A PubAck that comes over a later connection must not vouch for messages that went down with
+        # this one, so every outcome that is open now is unknown.
+        self._wire = None
+        self._up.clear()
+        self._fail_all("the NATS connection was lost")
+        for hook in list(self._on_disconnect):
+            hook()
+        log.warning("NATS connection lost, reconnecting")
+        self._lost.set()
+
+    async def _reconnect_loop(self) -> None:
+        while True:
+            await self._lost.wait()
+            self._lost.clear()
+            while self._wire is None:
+                try:
+                    await self._connect_wire()
+                    log.info("NATS connection is back")
+                except Unavailable as error:
+                    log.debug("not reconnected yet: %s", error)
+                    await asyncio.sleep(RECONNECT_WAIT_S)
+
+    async def _error(self, error: Exception) -> None:
+        log.debug("NATS client: %r", error)
+
+    @property
+    def is_up(self) -> bool:
+        """True while the connection stands."""
+        return self._up.is_set()
+
+    @property
+    def max_payload_bytes(self) -> int:
+        """The largest message that the server takes."""
+        return self._wire.max_payload if self._wire is not None else 1024 * 1024
+
+    async def ready(self) -> None:
+        """Wait briefly for a lost connection. Raises Unavailable when it stays away."""
+        if self._up.is_set():
+            return
+        try:
+            async with asyncio.timeout(self._wait_s):
+                await self._up.wait()
+        except TimeoutError:
+            raise Unavailable(f"NATS is not connected (waited {self._wait_s:g} s)") from None
+
+    async def wait_up(self) -> None:
+        """Wait, for as long as it takes, until the connection stands."""
+        await self._up.wait()
+
+    def on_disconnect(self, hook: Callable[[], None]) -> None:
+        """Call `hook` when the connection is lost."""
+        self._on_disconnect.append(hook)
+
+    def off_disconnect(self, hook: Callable[[], None]) -> None:
+        """Undo `on_disconnect`."""
+        if hook in self._on_disconnect:
+            self._on_disconnect.remove(hook)
+
+    def on_delivery(self, hook: Callable[[_core.WireMessage], None]) -> None:
+        """Call `hook` for each message that a pull delivers."""
+        self._on_delivery = hook
+
+    def on_flush(self, hook: Callable[[], None]) -> None:
+        """Call `hook` right before queued messages leave; what it sends leaves with them."""
+        self._on_flush = hook
+
+    def flush_soon(self) -> None:
+        """Have `on_flush` called in this turn of the event loop. Raises Unavailable."""
+        if self._wire is None:
+            raise Unavailable("NATS is not connected")
+        self._wire.flush_soon()
+
+    def _flushing(self) -> None:
+        self._on_flush()
+
+    # -- writes ----------------------------------------------------------------------------------
+
+    def send(self, subject: str, payload: bytes, reply: str = "", header: bytes = b"") -> None:
+        """Queue one message for the next flush; nothing tells whether it arrived."""
+        if self._wire is not None:
+            self.messages_sent += 1
+            self._wire.send_frame(_core.wire_publish(subject, reply, header, payload))
+
+    def write(self, subject: str, payload: bytes, header: bytes = b"") -> "asyncio.Future[PubAck]":
+        """Queue a JetStream write; the future yields `(sequence, error code or 0, description)`.
+
+        The future raises Unavailable when the connection is lost or no PubAck comes in 5 s; the write
+        may have been applied all the same.
+        """
+        token, future = self.expect()
+        self.send(subject, payload, token, header)
+        return future
+
+    def expect(self, collector: Answer | None = None) -> tuple[str, "asyncio.Future[Any]"]:
+        """A reply subject and the future of what comes to it: a PubAck, or what `collector` completes."""
+        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
+        token = f"{self._inbox}.{next(self._tokens)}"
+        if self._up.is_set():
+            self._waiting[token] = _Waiting(future, time.monotonic(), collector)
+        else:
+            future.set_exception(Unavailable("NATS is not connected"))
+            future.exception()
+        return token, future
+
+    def forget(self, token: str) -> None:
+        """Stop waiting for what `expect` announced."""
+        self._waiting.pop(token, None)
+
+    def _received(self, message: _core.WireMessage) -> None:
+        if message.reply:
+            self._on_delivery(message)
+            return
+        waiting = self._waiting.get(message.subject)
+        if waiting is None:
+            return
+        if waiting.collector is not None:
+            if waiting.collector(message):
+                del self._waiting[message.subject]
+            return
+        del self._waiting[message.subject]
+        future = waiting.future
+        if future.done():
+            return
+        if message.status == "503":
+            future.set_exception(Unavailable("no JetStream stream answers; is JetStream enabled?"))
+            return
+        try:
+            future.set_result(_core.parse_pub_ack(message.data))
+        except ValueError as error:
+            future.set_exception(Unavailable(f"not a PubAck: {error}"))
+
+    async def _expire_loop(self) -> None:
+        while True:
+            await asyncio.sleep(0.5)
+            horizon = time.monotonic() - ANSWER_TIMEOUT_S
+            # Tokens are handed out in time order, so the oldest stand first.
+            late = list(itertools.takewhile(lambda item: item[1].since < horizon, self._waiting.items()))  # noqa: B023 - used up at once
+            for token, waiting in late:
+                del self._waiting[token]
+                if not waiting.future.done():
+                    waiting.future.set_exception(Unavailable(f"NATS gave no answer in {ANSWER_TIMEOUT_S:g} s"))
+                    waiting.future.exception()
+
+    def _fail_all(self, reason: str) -> None:
+        all_waiting, self._waiting = self._waiting, {}
+        for waiting in all_waiting.values():
+            if not waiting.future.done():
+                waiting.future.set_exception(Unavailable(reason))
+                # Whoever waits sees it; a write whose caller is gone must not be reported as unhandled.
+                waiting.future.exception()
+
+    # -- reads and subscriptions -----------------------------------------------------------------
+
+    async def subscribe(self, subject: str, callback: Callable[[Msg], Awaitable[None]]) -> Any:
+        """Subscribe without pending limits: our own traffic is never to be dropped. Raises Unavailable."""
+        try:
+            return await self._nc.subscribe(subject, cb=callback, pending_msgs_limit=0, pending_bytes_limit=0)
+        except nats.errors.Error as error:
+            raise Unavailable(f"no subscription to {subject}: {error!r}") from error
+
+    async def reply(self, msg: Msg, payload: bytes) -> None:
+        """Answer a message that came by `subscribe`."""
+        await self._nc.publish(msg.reply, payload)
+
+    def new_inbox(self) -> str:
+        """A fresh inbox subject for `subscribe`."""
+        return str(self._nc.new_inbox())
+
+    async def request(self, subject: str, payload: bytes = b"") -> _core.WireMessage:
+        """Ask and wait for one reply. Raises Unavailable."""
+        await self.ready()
+        answers: list[_core.WireMessage] = []
+
+        def collect(message: _core.WireMessage) -> bool:
+            answers.append(message)
+            if not future.done():
+                future.set_result(None)
+            return True
+
+        token, future = self.expect(collect)
+        self.send(subject, payload, token)
+        await future
+        if answers[0].status == "503":
+            raise Unavailable(f"nobody answers at {subject}")
+        return answers[0]
+
+    async def api(self, operation: str, body: dict[str, Any] | None = None) -> dict[str, Any]:
+        """Call the JetStream API; the answer may hold `error`. Raises Unavailable."""
+        payload = orjson.dumps(body) if body is not None else b""
+        answer = await self.request(f"$JS.API.{operation}", payload)
+        decoded: dict[str, Any] = orjson.loads(answer.data)
+        return decoded
+
+    async def get_batch(self, stream: str, query: dict[str, Any]) -> list[_core.WireMessage]:
+        """A batched direct get (NATS ADR-31): the messages, without the end-of-batch marker.
+
+        Raises Unavailable.
+        """
+        await self.ready()
+        messages: list[_core.WireMessage] = []
+
+        def collect(message: _core.WireMessage) -> bool:
+            status = message.status
+            if not status:
+                messages.append(message)
+                return False
+            if not future.done():
+                if status in ("204", "404"):
+                    future.set_result(None)
+                else:
+                    future.set_exception(Unavailable(f"direct get on {stream} failed: status {status}"))
+            return True
+
+        token, future = self.expect(collect)
+        self.send(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(query), token)
+        await future
+        return messages
+
+
+def _ignore(_: _core.WireMessage) -> None:
+    """Deliveries before the work queue listens."""

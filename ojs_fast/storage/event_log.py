@@ -1,0 +1,57 @@
+"""The event log: stream `OJS_EVENTS`, written without waiting, read by `GET /events`.
+
+Events of one type that happen in one flush share a message, a JSON array: the cost per job is the bytes,
+not a message. Best effort by design: an event is lost when the node or NATS dies right after the change.
+"""
+
+import asyncio
+from collections.abc import Iterator
+from typing import Any
+
+import orjson
+
+from ojs_fast import _core
+from ojs_fast.storage import names
+from ojs_fast.storage.connection import Connection
+
+READ_AT_ONCE = 200
+EVENTS_PER_MESSAGE = 1000  # keeps a message below the 1 MB that NATS allows by default
+
+
+class EventLog:
+    """Append events, read them back in order."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._pending: dict[str, list[bytes]] = {}
+
+    def append(self, event_type: str, event: bytes) -> None:
+        """Queue one event (a JSON object) for this flush."""
+        if not self._pending:
+            asyncio.get_running_loop().call_soon(self._flush)
+        self._pending.setdefault(event_type, []).append(event)
+
+    def _flush(self) -> None:
+        pending, self._pending = self._pending, {}
+        for event_type, events in pending.items():
+            for start in range(0, len(events), EVENTS_PER_MESSAGE):
+                part = events[start : start + EVENTS_PER_MESSAGE]
+                self._connection.send(f"ojs.events.{event_type}", b"[" + b",".join(part) + b"]")
+
+    async def read(self, after: int, types: list[str], start_time: str = "") -> list[tuple[int, list[dict[str, Any]]]]:
+        """One page of messages behind sequence `after`: `[(sequence, events)]`. Raises Unavailable.
+
+        With `start_time` (RFC 3339) the page starts there instead.
+        """
+        subject = f"ojs.events.{types[0]}" if len(types) == 1 else "ojs.events.>"
+        query: dict[str, Any] = {"next_by_subj": subject, "batch": READ_AT_ONCE}
+        query |= {"start_time": start_time} if start_time else {"seq": after + 1}
+        return list(self._decode(await self._connection.get_batch(names.EVENT_STREAM, query)))
+
+    def _decode(self, batch: list[_core.WireMessage]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+        for message in batch:
+            try:
+                events = orjson.loads(message.data)
+            except orjson.JSONDecodeError:
+                events = []
+            yield message.sequence, events if isinstance(events, list) else []

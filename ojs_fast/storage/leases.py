@@ -1,0 +1,162 @@
+"""Node leases and the scheduler's leader in `ojs-nodes`.
+
+A lease entry has no TTL: it stays until a dead node was reconciled, because its last renewal tells how
+far back to look. Death is judged by the observer's own clock (no change seen for a while), never by
+comparing clocks of two machines.
+"""
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import orjson
+
+from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Bucket, Watch
+from ojs_fast.storage.connection import Connection
+from ojs_fast.storage.errors import RevisionConflict, Unavailable
+
+log = logging.getLogger(__name__)
+
+RENEW_S = 1.0
+DEAD_AFTER_S = 4.0
+LEADER_KEY = "leader"
+NODE_PREFIX = "node."
+
+
+class Leases:
+    """This node's lease, the view of all others, and the election of one leader."""
+
+    def __init__(self, connection: Connection, node_id: str, boot_id: str, now_ms: Callable[[], int]) -> None:
+        """`boot_id`: nodes of another boot on our embedded NATS are dead for certain ("" = not embedded)."""
+        self.node_id = node_id
+        self.is_leader = False
+        self._boot_id = boot_id
+        self._now_ms = now_ms
+        self._bucket = Bucket(connection, names.NODES)
+        self._watch = Watch(connection, names.NODES, self._changed)
+        # key → (value, revision, monotonic time when it last changed)
+        self._seen: dict[str, tuple[dict[str, Any], int, float]] = {}
+        self._leader_revision = 0
+        self._started_ms = now_ms()
+        self._task: asyncio.Task[None] | None = None
+        self._elected: Callable[[], Awaitable[None]] | None = None
+        self._deposed: Callable[[], Awaitable[None]] | None = None
+
+    async def open(self, elected: Callable[[], Awaitable[None]], deposed: Callable[[], Awaitable[None]]) -> None:
+        """Take a lease, watch the others, stand for election."""
+        self._elected, self._deposed = elected, deposed
+        await self._renew()
+        await self._watch.open()
+        await self._watch.synced.wait()
+        self._task = asyncio.create_task(self._loop())
+
+    async def close(self) -> None:
+        """Give up leadership and lease at once, so that others need not wait for their end."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        await self._watch.close()
+        with contextlib.suppress(Unavailable, RevisionConflict):
+            if self.is_leader:
+                await self._bucket.put(LEADER_KEY, {"node_id": ""}, self._leader_revision)
+            # Kept, but closed: whoever leads next adopts this node's claims at once.
+            await self._renew(closed=True)
+        self.is_leader = False
+
+    def _changed(self, key: str, value: bytes | None, revision: int) -> None:
+        if value is None:
+            self._seen.pop(key, None)
+            return
+        known = self._seen.get(key)
+        if known is None or known[1] != revision:
+            self._seen[key] = (orjson.loads(value), revision, time.monotonic())
+
+    def live_nodes(self) -> set[str]:
+        """Ids of the nodes whose lease was renewed lately, this one included."""
+        return {
+            v["node_id"]
+            for k, (v, _, seen) in self._seen.items()
+            if k.startswith(NODE_PREFIX) and not self._is_dead(v, seen)
+        } | {self.node_id}
+
+    def dead_nodes(self) -> list[tuple[str, int]]:
+        """`[(node id, last renewal in epoch ms)]` of those whose lease ended and is not reconciled yet."""
+        return [
+            (v["node_id"], v["renewed_ms"])
+            for k, (v, _, seen) in self._seen.items()
+            if k.startswith(NODE_PREFIX) and self._is_dead(v, seen)
+        ]
+
+    def _is_dead(self, value: dict[str, Any], seen: float) -> bool:
+        if value["node_id"] == self.node_id:
+            return False
+        if value.get("closed"):
+            return True
+        if self._boot_id and value.get("boot_id") and value["boot_id"] != self._boot_id:
+            return True
+        return time.monotonic() - seen > DEAD_AFTER_S
+
+    async def bury(self, node_id: str) -> None:
+        """Remove the lease of a node that was reconciled. Raises Unavailable."""
+        await self._bucket.erase(NODE_PREFIX + node_id)
+        self._seen.pop(NODE_PREFIX + node_id, None)
+
+    async def _renew(self, *, closed: bool = False) -> None:
+        await self._bucket.put(
+            NODE_PREFIX + self.node_id,
+            {
+                "node_id": self.node_id,
+                "boot_id": self._boot_id,
+                "started_ms": self._started_ms,
+                "renewed_ms": self._now_ms(),
+                "closed": closed,
+            },
+        )
+
+    async def _loop(self) -> None:
+        while True:
+            try:
+                await self._renew()
+                await self._stand()
+            except Unavailable as error:
+                log.debug("lease not renewed: %s", error)
+            await asyncio.sleep(RENEW_S)
+
+    async def _stand(self) -> None:
+        entry = self._seen.get(LEADER_KEY)
+        revision = self._leader_revision if self.is_leader else (entry[1] if entry else 0)
+        if not self.is_leader and entry:
+            holder = entry[0]
+            vacant = not holder["node_id"] or self._is_dead(holder, entry[2])
+            if not vacant and holder["node_id"] != self.node_id:
+                return
+        try:
+            self._leader_revision = await self._bucket.put(
+                LEADER_KEY, {"node_id": self.node_id, "boot_id": self._boot_id}, revision
+            )
+        except RevisionConflict:
+            await self._lose()
+            return
+        if not self.is_leader:
+            self.is_leader = True
+            log.info("this node is the scheduler leader")
+            assert self._elected
+            await self._elected()
+
+    async def _lose(self) -> None:
+        found = await self._bucket.get(LEADER_KEY)
+        if found and found[0].get("node_id") == self.node_id:
+            # Our own renewal was applied though its PubAck was lost.
+            self._leader_revision = found[1]
+            return
+        if found:
+            self._changed(LEADER_KEY, orjson.dumps(found[0]), found[1])
+        if self.is_leader:
+            self.is_leader = False
+            log.warning("another node took over as scheduler leader")
+            assert self._deposed
+            await self._deposed()

@@ -1,0 +1,98 @@
+"""Every stream, bucket, subject and key that ojs-fast uses in NATS, and how outside names become tokens.
+
+The names are fixed (docs/design.md): other tools of the OJS ecosystem look for them.
+"""
+
+import string
+
+WORK_STREAM = "OJS"
+EVENT_STREAM = "OJS_EVENTS"
+STATS_STREAM = "OJS_STATS"
+
+WORK_SUBJECTS = ["ojs.queue.>"]
+EVENT_SUBJECTS = ["ojs.events.>"]
+STATS_SUBJECTS = ["ojs-stats.>"]
+
+JOBS = "ojs-jobs"
+UNIQUE = "ojs-unique"
+CRON = "ojs-cron"
+WORKERS = "ojs-workers"
+WORKFLOWS = "ojs-workflows"
+QUEUES = "ojs-queues"
+SCHEDULED = "ojs-scheduled"
+RETRY = "ojs-retry"
+DEAD = "ojs-dead"
+ACTIVE = "ojs-active"
+NODES = "ojs-nodes"
+
+BUCKETS = (JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, DEAD, ACTIVE, NODES)
+
+_PLAIN = frozenset(string.ascii_letters + string.digits + "-")
+
+
+def encode_token(name: str) -> str:
+    """Make one NATS subject token or KV key part of an outside name, reversibly.
+
+    `.` becomes `_` (so that a queue name never grows); everything else NATS forbids, and `_` itself,
+    becomes `=HH` per UTF-8 byte. `a.b` → `a_b`, `a_b` → `a=5Fb`: the two never meet.
+    """
+    if name.isalnum() and name.isascii():
+        return name
+    return "".join(c if c in _PLAIN else "_" if c == "." else "".join(f"={b:02X}" for b in c.encode()) for c in name)
+
+
+def decode_token(token: str) -> str:
+    """Undo encode_token. Raises ValueError when the token was not made by it."""
+    raw = bytearray()
+    at = 0
+    while at < len(token):
+        c = token[at]
+        if c == "=":
+            raw.append(int(token[at + 1 : at + 3], 16))
+            at += 3
+            continue
+        raw += b"." if c == "_" else c.encode()
+        at += 1
+    return raw.decode()
+
+
+def bucket_stream(bucket: str) -> str:
+    """The stream behind a KV bucket."""
+    return f"KV_{bucket}"
+
+
+def bucket_subject(bucket: str, key: str) -> str:
+    """The subject of a key of a KV bucket; `key` may end in a wildcard."""
+    return f"$KV.{bucket}.{key}"
+
+
+def work_subject(queue: str, priority: int) -> str:
+    """The subject of a queue's work messages of one priority level."""
+    if priority == 0:
+        return f"ojs.queue.{encode_token(queue)}.jobs"
+    return f"ojs.queue.{encode_token(queue)}.pri.{priority}"
+
+
+def parse_work_subject(subject: str) -> tuple[str, int]:
+    """`(queue, priority)` of a work subject. Raises ValueError for a foreign one."""
+    tokens = subject.split(".")
+    if tokens[:2] == ["ojs", "queue"] and len(tokens) == 4 and tokens[3] == "jobs":
+        return decode_token(tokens[2]), 0
+    if tokens[:2] == ["ojs", "queue"] and len(tokens) == 5 and tokens[3] == "pri":
+        return decode_token(tokens[2]), int(tokens[4])
+    raise ValueError(f"not a work subject: {subject}")
+
+
+def consumer_name(queue: str, priority: int) -> str:
+    """The durable pull consumer of one priority level of a queue."""
+    return encode_token(queue) if priority == 0 else f"{encode_token(queue)}=L{priority}"
+
+
+def attempt_key(job_id: str, attempt: int) -> str:
+    """Key of what belongs to one attempt of a job: a late delete of an old one never hits a newer one."""
+    return f"{job_id}.{attempt}"
+
+
+def node_subject(node_id: str) -> str:
+    """Plain NATS subject on which nodes tell one another about jobs that a node holds."""
+    return f"ojs.node.{node_id}"

@@ -1,0 +1,202 @@
+"""Records in `ojs-jobs`, the only truth about a job: create, replace at a revision, read.
+
+Every write is a compare-and-set and its outcome is always resolved: when a PubAck is lost, the record
+is read back and compared with what was written. Knows bytes and revisions, no job rule.
+"""
+
+import asyncio
+import base64
+from collections.abc import Iterable
+from typing import Any
+
+from ojs_fast.storage import names
+from ojs_fast.storage.connection import Connection, PubAck, headers
+from ojs_fast.storage.errors import BatchRefused, KeyTaken, RevisionConflict, Unavailable
+
+WRONG_LAST_SEQUENCE = 10071
+NO_MESSAGE_FOUND = 10037
+READ_AT_ONCE = 500
+ATOMIC_BATCH_DEFAULT = 1000  # what nats-server allows when its batch limits are not raised
+
+_PREFIX = names.bucket_subject(names.JOBS, "")
+_STREAM = names.bucket_stream(names.JOBS)
+_DIRECT_GET = f"$JS.API.DIRECT.GET.{_STREAM}.{_PREFIX}"
+_CREATE = headers(Nats_Expected_Last_Subject_Sequence=0)
+
+
+def replace_headers(revision: int, ttl_s: int = 0) -> bytes:
+    """Headers of a compare-and-set; `ttl_s` > 0 lets the record leave the store by itself."""
+    if ttl_s:
+        return b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\nNats-TTL: %ds\r\n\r\n" % (revision, ttl_s)
+    return b"NATS/1.0\r\nNats-Expected-Last-Subject-Sequence: %d\r\n\r\n" % revision
+
+
+class Records:
+    """Compare-and-set access to the records of all jobs."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+
+    def start_replace(self, job_id: str, stored: bytes, revision: int, ttl_s: int = 0) -> "asyncio.Future[PubAck]":
+        """Send a compare-and-set now; hand the future to `finish_replace`."""
+        return self._connection.write(_PREFIX + job_id, stored, replace_headers(revision, ttl_s))
+
+    async def finish_replace(
+        self, job_id: str, stored: bytes, revision: int, ttl_s: int, pending: "asyncio.Future[PubAck]"
+    ) -> int:
+        """The new revision. Raises RevisionConflict, or Unavailable when the outcome stays unknown."""
+        try:
+            sequence, code, description = await pending
+        except Unavailable:
+            return await self._resolve(job_id, stored, revision, replace_headers(revision, ttl_s))
+        if code == 0:
+            return sequence
+        if code == WRONG_LAST_SEQUENCE:
+            raise RevisionConflict(job_id)
+        raise Unavailable(f"JetStream refused the record: {description} (error {code})")
+
+    async def replace(self, job_id: str, stored: bytes, revision: int, ttl_s: int = 0) -> int:
+        """Write the record if it still is at `revision`; the new revision.
+
+        Raises RevisionConflict when it is not, Unavailable when the outcome stays unknown.
+        """
+        await self._connection.ready()
+        pending = self.start_replace(job_id, stored, revision, ttl_s)
+        return await self.finish_replace(job_id, stored, revision, ttl_s, pending)
+
+    async def create(self, job_id: str, stored: bytes) -> int:
+        """Write a record that must not exist yet; its revision. Raises KeyTaken or Unavailable."""
+        await self._connection.ready()
+        try:
+            sequence, code, description = await self._connection.write(_PREFIX + job_id, stored, _CREATE)
+        except Unavailable:
+            try:
+                return await self._resolve(job_id, stored, 0, _CREATE)
+            except RevisionConflict:
+                raise KeyTaken(job_id) from None
+        if code == 0:
+            return sequence
+        if code == WRONG_LAST_SEQUENCE:
+            raise KeyTaken(job_id)
+        raise Unavailable(f"JetStream refused the record: {description} (error {code})")
+
+    async def create_all(self, batch_id: str, records: list[tuple[str, bytes]]) -> int:
+        """Write new records, all or none, as one atomic batch (NATS ADR-50).
+
+        Returns the revision of the last; the others' are contiguous below it. Raises KeyTaken when
+        one exists, BatchRefused when NATS does not take so many, Unavailable when the outcome stays
+        unknown.
+        """
+        await self._connection.ready()
+        commit, future = self._connection.expect()
+        last = len(records)
+        for number, (job_id, stored) in enumerate(records, 1):
+            fields: dict[str, str | int] = {
+                "Nats-Batch-Id": batch_id,
+                "Nats-Batch-Sequence": number,
+                "Nats-Expected-Last-Subject-Sequence": 0,
+            }
+            if number == last:
+                fields["Nats-Batch-Commit"] = 1
+            self._connection.send(_PREFIX + job_id, stored, commit if number == last else "", headers(**fields))
+        try:
+            sequence, code, description = await future
+        except Unavailable:
+            return await self._resolve_batch(records)
+        if code == 0:
+            return int(sequence)
+        if code == WRONG_LAST_SEQUENCE:
+            raise KeyTaken(await self._first_taken(records))
+        if len(records) > ATOMIC_BATCH_DEFAULT:
+            raise BatchRefused(f"NATS refused a batch of {len(records)}: {description} (error {code})")
+        raise Unavailable(f"JetStream refused the batch: {description} (error {code})")
+
+    async def _resolve(self, job_id: str, stored: bytes, revision: int, header: bytes) -> int:
+        # The PubAck was lost: what lies there now tells whether the write was applied.
+        for _ in range(3):
+            await self._connection.ready()
+            found = await self.get(job_id, fresh=True)
+            if found is not None and found[0] == stored:
+                return found[1]
+            if (found[1] if found else 0) != revision:
+                raise RevisionConflict(job_id)
+            try:
+                sequence, code, _ = await self._connection.write(_PREFIX + job_id, stored, header)
+            except Unavailable:
+                continue
+            if code == 0:
+                return sequence
+        raise Unavailable("the NATS connection is lost again and again")
+
+    async def _resolve_batch(self, records: list[tuple[str, bytes]]) -> int:
+        await self._connection.ready()
+        job_id, stored = records[-1]
+        found = await self.get(job_id, fresh=True)
+        if found is not None and found[0] == stored:
+            return found[1]
+        raise Unavailable("the batch was not committed before the NATS connection was lost")
+
+    async def _first_taken(self, records: list[tuple[str, bytes]]) -> str:
+        found = await self.get_many([job_id for job_id, _ in records])
+        return next((job_id for job_id, _ in records if job_id in found), records[0][0])
+
+    # -- reads -----------------------------------------------------------------------------------
+
+    async def get(self, job_id: str, *, fresh: bool = False) -> tuple[bytes, int] | None:
+        """`(record bytes, revision)`, or None. `fresh` asks the stream's leader. Raises Unavailable."""
+        if fresh:
+            return await self._get_from_leader(job_id)
+        message = await self._connection.request(_DIRECT_GET + job_id)
+        if not message.sequence:
+            if message.status == "404":
+                return None
+            raise Unavailable(f"direct get failed: status {message.status}")
+        return (message.data, message.sequence) if message.is_live else None
+
+    async def _get_from_leader(self, job_id: str) -> tuple[bytes, int] | None:
+
+        answer = await self._connection.api(f"STREAM.MSG.GET.{_STREAM}", {"last_by_subj": _PREFIX + job_id})
+        if "error" in answer:
+            if answer["error"].get("err_code") == NO_MESSAGE_FOUND:
+                return None
+            raise Unavailable(f"reading {job_id} failed: {answer['error'].get('description')}")
+        message = answer["message"]
+        data = base64.b64decode(message.get("data", ""))
+        if not data:
+            return None
+        return data, int(message["seq"])
+
+    async def get_many(self, job_ids: Iterable[str]) -> dict[str, tuple[bytes, int]]:
+        """`{job id: (record bytes, revision)}` of those that exist. Raises Unavailable."""
+        found: dict[str, tuple[bytes, int]] = {}
+        wanted = list(job_ids)
+        for start in range(0, len(wanted), READ_AT_ONCE):
+            subjects = [_PREFIX + job_id for job_id in wanted[start : start + READ_AT_ONCE]]
+            query: dict[str, Any] = {"multi_last": subjects, "batch": len(subjects)}
+            for message in await self._connection.get_batch(_STREAM, query):
+                if message.is_live:
+                    found[message.stored_subject[len(_PREFIX) :]] = (message.data, message.sequence)
+        return found
+
+    async def written_since(self, start_time: str, after: int) -> list[tuple[str, bytes, int]]:
+        """Up to 500 records last written at or after `start_time` (RFC 3339) and behind revision `after`.
+
+        `[(job id, record bytes, revision)]` in order of revision. Raises Unavailable.
+        """
+        query: dict[str, Any] = {"next_by_subj": _PREFIX + ">", "batch": READ_AT_ONCE}
+        query |= {"seq": after + 1} if after else {"start_time": start_time}
+        return [
+            (message.stored_subject[len(_PREFIX) :], message.data, message.sequence)
+            for message in await self._connection.get_batch(_STREAM, query)
+            if message.is_live
+        ]
+
+    async def delete(self, job_id: str, revision: int) -> None:
+        """Delete the record at `revision`; the marker goes by itself. Raises RevisionConflict, Unavailable."""
+        deleted = headers(Nats_Expected_Last_Subject_Sequence=revision, KV_Operation="DEL", Nats_TTL="60s")
+        await self._connection.ready()
+        _, code, description = await self._connection.write(_PREFIX + job_id, b"", deleted)
+        if code == WRONG_LAST_SEQUENCE:
+            raise RevisionConflict(job_id)
+        if code:
+            raise Unavailable(f"JetStream refused the deletion: {description} (error {code})")

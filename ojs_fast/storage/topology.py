@@ -1,0 +1,100 @@
+"""Create or adopt every stream and bucket; incompatible ones are a start-up error, never altered."""
+
+from typing import Any
+
+from ojs_fast.storage import names
+from ojs_fast.storage.connection import Connection
+from ojs_fast.storage.errors import TopologyError, Unavailable
+
+STREAM_NOT_FOUND = 10059
+NS_PER_S = 1_000_000_000
+WORKER_TTL_S = 120
+MAX_CONSUMERS = 1_000_000  # one per queue and priority level; the server's default is 1000
+
+# Settings that an adopted stream must share with ours; others (limits, placement) are the operator's.
+_MUST_MATCH = ("subjects", "retention", "storage", "max_msgs_per_subject", "allow_direct")
+
+
+def _stream(name: str, subjects: list[str], replicas: int, **settings: Any) -> dict[str, Any]:
+    return {
+        "name": name,
+        "subjects": subjects,
+        "storage": "file",
+        "retention": "limits",
+        "num_replicas": replicas,
+        "max_msgs": -1,
+        "max_bytes": -1,
+        "max_age": 0,
+        "max_msg_size": -1,
+        "max_msgs_per_subject": -1,
+        "discard": "old",
+        "allow_direct": True,
+        **settings,
+    }
+
+
+def streams(replicas: int, events_max_age_s: int, events_max_bytes: int) -> list[dict[str, Any]]:
+    """The configuration of every stream, in order of creation (DESIGN, storage map)."""
+    wanted = [
+        _stream(names.WORK_STREAM, names.WORK_SUBJECTS, replicas, retention="workqueue", max_consumers=MAX_CONSUMERS),
+        _stream(
+            names.EVENT_STREAM,
+            names.EVENT_SUBJECTS,
+            replicas,
+            max_age=events_max_age_s * NS_PER_S,
+            max_bytes=events_max_bytes,
+        ),
+        _stream(names.STATS_STREAM, names.STATS_SUBJECTS, replicas, allow_msg_counter=True, max_msgs_per_subject=1),
+    ]
+    wanted.extend(
+        _stream(
+            names.bucket_stream(bucket),
+            [names.bucket_subject(bucket, ">")],
+            replicas,
+            max_msgs_per_subject=1,
+            discard="new",
+            allow_rollup_hdrs=True,
+            allow_msg_ttl=True,
+            allow_atomic=bucket == names.JOBS,
+            max_age=WORKER_TTL_S * NS_PER_S if bucket == names.WORKERS else 0,
+        )
+        for bucket in names.BUCKETS
+    )
+    return wanted
+
+
+async def ensure(connection: Connection, wanted: list[dict[str, Any]]) -> None:
+    """Create what is missing and adopt what fits. Raises TopologyError or Unavailable."""
+    for config in wanted:
+        answer = await connection.api(f"STREAM.INFO.{config['name']}")
+        error = answer.get("error")
+        if error and error.get("err_code") == STREAM_NOT_FOUND:
+            await _create(connection, config)
+        elif error:
+            raise Unavailable(f"JetStream: {error.get('description')} (error {error.get('err_code')})")
+        else:
+            _check(config, answer["config"])
+
+
+async def _create(connection: Connection, config: dict[str, Any]) -> None:
+    answer = await connection.api(f"STREAM.CREATE.{config['name']}", config)
+    error = answer.get("error")
+    if not error:
+        return
+    # Another node may have created it in the meantime: then it is there and only has to fit.
+    again = await connection.api(f"STREAM.INFO.{config['name']}")
+    if "error" in again:
+        raise TopologyError(
+            f"NATS refuses to create the stream {config['name']}: {error.get('description')}. "
+            "Check the account's JetStream limits and OJS_NATS_REPLICAS."
+        )
+    _check(config, again["config"])
+
+
+def _check(wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    for key in (*_MUST_MATCH, "allow_msg_ttl", "allow_atomic", "allow_msg_counter"):
+        if wanted.get(key, False) and found.get(key) != wanted[key]:
+            raise TopologyError(
+                f"The stream {wanted['name']} exists with {key}={found.get(key)!r}, but ojs-fast needs "
+                f"{wanted[key]!r}. It is left untouched: rename or delete it, or use another NATS account."
+            )

@@ -1,0 +1,298 @@
+"""The work queue in stream `OJS`: publish work messages, pull them, acknowledge them.
+
+Concurrent fetches of one queue share a pull, and the work messages of one flush share one PubAck: NATS
+handles a connection's messages in order, so the last PubAck speaks for all before it. Knows subjects,
+consumers and sequences, no job rule.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from dataclasses import dataclass, field
+from typing import Any
+
+from ojs_fast import _core
+from ojs_fast.storage import names
+from ojs_fast.storage.connection import Connection, PubAck
+from ojs_fast.storage.errors import Unavailable
+
+log = logging.getLogger(__name__)
+
+# Long, because deadlines are ours: redelivery only saves what a dead node pulled and nobody repaired.
+ACK_WAIT_NS = 24 * 3600 * 1_000_000_000
+NO_MESSAGE_FOUND = 10037
+PULL_LIMIT = 1000
+
+
+@dataclass(slots=True, frozen=True)
+class WorkMessage:
+    """One delivered work message: `payload` is `revision + record`, `ack_subject` settles it."""
+
+    payload: bytes
+    ack_subject: str
+
+
+@dataclass(slots=True)
+class _Puller:
+    # One priority level of one queue: at most one pull is under way; whoever waits shares the next.
+    name: str
+    subject: str
+    waiting: deque[tuple[int, "asyncio.Future[list[WorkMessage]]"]] = field(default_factory=deque)
+    # Messages that came when nobody waited any more (a pull that outlived its connection).
+    spare: deque[WorkMessage] = field(default_factory=deque)
+    got: list[WorkMessage] = field(default_factory=list)
+    asked: int = 0
+    done: "asyncio.Future[bool] | None" = None
+    task: "asyncio.Task[None] | None" = None
+    exists: bool = False
+
+
+class WorkQueue:
+    """All work messages, seen from one node."""
+
+    def __init__(self, connection: Connection, replicas: int = 1) -> None:
+        self._connection = connection
+        self._replicas = replicas
+        self._pullers: dict[str, _Puller] = {}
+        self._batch: list[tuple[str, bytes]] = []
+        self._batch_future: asyncio.Future[PubAck] | None = None
+        self._last_sequence = 0
+
+    def open(self) -> None:
+        """Listen to deliveries."""
+        self._connection.on_delivery(self._delivered)
+        self._connection.on_flush(self._flush)
+        self._connection.on_disconnect(self._disconnected)
+
+    # -- publish ---------------------------------------------------------------------------------
+
+    def publish(self, queue: str, priority: int, payload: bytes) -> "asyncio.Future[PubAck]":
+        """Publish a work message; the future is shared by all of this flush and raises Unavailable."""
+        if self._batch_future is None:
+            self._batch_future = asyncio.get_running_loop().create_future()
+        shared = self._batch_future
+        self._batch.append((names.work_subject(queue, priority), payload))
+        try:
+            self._connection.flush_soon()
+        except Unavailable as error:
+            self._batch, self._batch_future = [], None
+            shared.set_exception(error)
+            shared.exception()
+        return shared
+
+    def _flush(self) -> None:
+        if self._batch_future is None:
+            return
+        batch, self._batch = self._batch, []
+        shared, self._batch_future = self._batch_future, None
+        token, acked = self._connection.expect()
+        last = len(batch) - 1
+        for number, (subject, payload) in enumerate(batch):
+            self._connection.send(subject, payload, token if number == last else "")
+        count = len(batch)
+
+        def settle(answer: "asyncio.Future[PubAck]") -> None:
+            if shared.done():
+                return
+            error = answer.exception()
+            if error is None:
+                sequence, code, description = answer.result()
+                if code == 0 and sequence - self._last_sequence >= count:
+                    self._last_sequence = sequence
+                    shared.set_result(answer.result())
+                    return
+                self._last_sequence = max(self._last_sequence, sequence)
+                error = Unavailable(f"JetStream refused work messages: {description or 'a gap'} (error {code})")
+            shared.set_exception(error)
+            # Several callers may share this future and some may be gone.
+            shared.exception()
+
+        acked.add_done_callback(settle)
+
+    # -- pull ------------------------------------------------------------------------------------
+
+    async def pull(self, queue: str, priority: int, count: int) -> list[WorkMessage]:
+        """Take up to `count` messages of one level, oldest first; empty when there are none.
+
+        Raises Unavailable. Messages stay unacknowledged until `ack`.
+        """
+        name = names.consumer_name(queue, priority)
+        puller = self._pullers.get(name)
+        if puller is None:
+            puller = self._pullers[name] = _Puller(name, names.work_subject(queue, priority))
+        if puller.spare and not puller.waiting:
+            return [puller.spare.popleft() for _ in range(min(count, len(puller.spare)))]
+        future: asyncio.Future[list[WorkMessage]] = asyncio.get_running_loop().create_future()
+        puller.waiting.append((count, future))
+        if puller.task is None:
+            puller.task = asyncio.create_task(self._pull_loop(puller))
+        try:
+            return await future
+        except asyncio.CancelledError:
+            if future.done() and not future.cancelled() and future.exception() is None:
+                puller.spare.extendleft(reversed(future.result()))
+            raise
+
+    async def _pull_loop(self, puller: _Puller) -> None:
+        try:
+            while puller.waiting:
+                batch = list(puller.waiting)
+                puller.waiting.clear()
+                try:
+                    messages = await self._pull_once(puller, min(PULL_LIMIT, sum(n for n, _ in batch)))
+                except Unavailable as error:
+                    for _, future in batch:
+                        if not future.done():
+                            future.set_exception(error)
+                    continue
+                self._hand_out(puller, batch, messages)
+        finally:
+            puller.task = None
+
+    def _hand_out(
+        self,
+        puller: _Puller,
+        batch: list[tuple[int, "asyncio.Future[list[WorkMessage]]"]],
+        messages: list[WorkMessage],
+    ) -> None:
+        at = 0
+        for count, future in batch:
+            if future.done():
+                continue
+            future.set_result(messages[at : at + count])
+            at += count
+        if at < len(messages):
+            puller.spare.extend(messages[at:])
+
+    async def _pull_once(self, puller: _Puller, count: int) -> list[WorkMessage]:
+        await self._connection.ready()
+        if not puller.exists:
+            await self._create_consumer(puller)
+        for _ in range(2):
+            puller.got = []
+            puller.asked = count
+            token, puller.done = self._connection.expect(lambda message: self._ended(puller, message))
+            self._connection.send(
+                f"$JS.API.CONSUMER.MSG.NEXT.{names.WORK_STREAM}.{puller.name}",
+                b'{"batch":%d,"no_wait":true}' % count,
+                token,
+            )
+            try:
+                exists = await puller.done
+            except Unavailable as error:
+                raise self._give_up(puller, str(error)) from None
+            finally:
+                puller.done = None
+                self._connection.forget(token)
+            if exists or puller.got:
+                got, puller.got = puller.got, []
+                return got
+            puller.exists = False
+            await self._create_consumer(puller)
+        raise Unavailable(f"the consumer {puller.name} vanishes as soon as it is made")
+
+    def _give_up(self, puller: _Puller, reason: str) -> Unavailable:
+        puller.spare.extend(puller.got)
+        puller.got = []
+        puller.exists = False
+        return Unavailable(reason)
+
+    def _delivered(self, message: _core.WireMessage) -> None:
+        # $JS.ACK.<stream>.<consumer>.…
+        puller = self._pullers.get(message.reply.split(".", 4)[3])
+        if puller is None:
+            log.warning("a delivery of an unknown consumer is given back: %s", message.reply)
+            self._connection.send(message.reply, b"-NAK")
+            return
+        work = WorkMessage(message.data, message.reply)
+        if puller.done is None or puller.done.done():
+            puller.spare.append(work)
+            return
+        puller.got.append(work)
+        if len(puller.got) >= puller.asked:
+            puller.done.set_result(True)
+
+    def _ended(self, puller: _Puller, message: _core.WireMessage) -> bool:
+        # 404 no messages and 408 requests pending end a pull; anything else means there is no consumer.
+        if puller.done is not None and not puller.done.done():
+            puller.done.set_result(message.status in ("404", "408"))
+        return True
+
+    def _disconnected(self) -> None:
+        self._last_sequence = 0
+        shared, self._batch_future, self._batch = self._batch_future, None, []
+        if shared is not None and not shared.done():
+            shared.set_exception(Unavailable("the NATS connection was lost"))
+            shared.exception()
+        for puller in self._pullers.values():
+            puller.exists = False
+
+    async def _create_consumer(self, puller: _Puller) -> None:
+        config = {
+            "durable_name": puller.name,
+            "ack_policy": "explicit",
+            "ack_wait": ACK_WAIT_NS,
+            "max_deliver": -1,
+            "max_ack_pending": -1,
+            "max_waiting": 4096,
+            "filter_subject": puller.subject,
+            "num_replicas": self._replicas,
+        }
+        answer = await self._connection.api(
+            f"CONSUMER.DURABLE.CREATE.{names.WORK_STREAM}.{puller.name}",
+            {"stream_name": names.WORK_STREAM, "config": config},
+        )
+        if "error" in answer:
+            raise Unavailable(f"JetStream refuses the consumer {puller.name}: {answer['error'].get('description')}")
+        puller.exists = True
+
+    def forget(self) -> None:
+        """Drop what this node knows of consumers and messages in hand (after a reset)."""
+        self._pullers = {name: p for name, p in self._pullers.items() if p.done is not None}
+        for puller in self._pullers.values():
+            puller.exists = False
+            puller.spare.clear()
+        self._last_sequence = 0
+
+    # -- settle ----------------------------------------------------------------------------------
+
+    def ack(self, ack_subject: str) -> None:
+        """Remove a work message; nothing waits, because a message that stays is stale and harmless."""
+        self._connection.send(ack_subject, b"+ACK")
+
+    def give_back(self, message: WorkMessage) -> None:
+        """Let a message that was pulled but not claimed be delivered again, to any node."""
+        self._connection.send(message.ack_subject, b"-NAK")
+
+    async def delete(self, sequence: int) -> None:
+        """Delete a stale message by its sequence. Raises Unavailable."""
+        answer = await self._connection.api(
+            f"STREAM.MSG.DELETE.{names.WORK_STREAM}", {"seq": sequence, "no_erase": True}
+        )
+        error = answer.get("error")
+        if error and error.get("err_code") not in (NO_MESSAGE_FOUND, 10043, 10057):
+            log.warning("work message %d was not deleted: %s", sequence, error.get("description"))
+
+    # -- for reconcile ---------------------------------------------------------------------------
+
+    async def consumers(self) -> list[dict[str, Any]]:
+        """Consumer info of every level of every queue. Raises Unavailable."""
+        found: list[dict[str, Any]] = []
+        while True:
+            answer = await self._connection.api(f"CONSUMER.LIST.{names.WORK_STREAM}", {"offset": len(found)})
+            if "error" in answer:
+                raise Unavailable(f"listing consumers failed: {answer['error'].get('description')}")
+            page = answer.get("consumers") or []
+            found.extend(page)
+            if not page or len(found) >= answer.get("total", 0):
+                return found
+
+    async def messages(self, query: dict[str, Any], subject: str = "ojs.queue.>") -> list[tuple[int, str, bytes]]:
+        """Up to 500 stored messages: `[(sequence, subject, payload)]`. `query` is `seq` or `start_time`."""
+        batch = await self._connection.get_batch(names.WORK_STREAM, {"next_by_subj": subject, "batch": 500, **query})
+        return [(message.sequence, message.stored_subject, message.data) for message in batch]
+
+
+def ack_sequence(ack_subject: str) -> int:
+    """The stream sequence of the message that an ack subject settles. Raises ValueError."""
+    return int(_core.parse_ack_subject(ack_subject)[3])

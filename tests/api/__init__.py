@@ -1,0 +1,1 @@
+"""The HTTP interface of a real server, endpoint by endpoint."""

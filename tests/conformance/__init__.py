@@ -1,0 +1,1 @@
+"""A runner for the official conformance cases: `python -m tests.conformance --help`."""

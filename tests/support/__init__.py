@@ -1,0 +1,1 @@
+"""Real servers, a real NATS and clients for the tests."""
