@@ -34,8 +34,8 @@ log = logging.getLogger(__name__)
 # How often a change is tried again when somebody else changed the job in between.
 ATTEMPTS = 10
 MAX_BATCH = 10_000
-# Room that subject, headers and later members of the record (worker, errors) need in a NATS message.
-MESSAGE_MARGIN_BYTES = 8192
+# Room that a new record leaves for what the server itself adds later: worker, times, an error of its own.
+GROWTH_BYTES = 8192
 
 
 class Retention:
@@ -125,7 +125,7 @@ class Jobs:
         stored = record.serialize()
         self._refuse_oversize(len(stored))
         if not self._queues.knows(record.queue, record.priority):
-            await self._queues.ensure(record.queue, record.priority)
+            await self._open_levels([record])
         try:
             revision = await self._stores.records.create(record.id, stored)
         except KeyTaken:
@@ -141,12 +141,11 @@ class Jobs:
         except (ValueError, TypeError) as error:
             raise refused(error) from None
         self._refuse_twins(records)
-        for queue, priority in {(r.queue, r.priority) for r in records}:
-            await self._queues.ensure(queue, priority)
         for record in records:
             record.node_id = self._node_id
         batch = [(record.id, record.serialize()) for record in records]
         self._refuse_oversize(max(len(stored) for _, stored in batch))
+        await self._open_levels([r for r in records if not self._queues.knows(r.queue, r.priority)])
         try:
             last = await self._stores.records.create_all(self._ids.next(self._clock()), batch)
         except KeyTaken as taken:
@@ -162,14 +161,34 @@ class Jobs:
             self._announce(record)
         return [stored for _, stored in batch]
 
-    def _refuse_oversize(self, stored_bytes: int) -> None:
-        limit = self._stores.connection.max_payload_bytes - MESSAGE_MARGIN_BYTES
+    async def _open_levels(self, records: list[_core.Record]) -> None:
+        # Before the first job enters, so that no crash leaves one in a level that nobody drains; but a
+        # job that will be refused must not create its queue.
+        if not records:
+            return
+        taken = await self._stores.records.get_many(record.id for record in records)
+        if taken:
+            raise _duplicate(next(iter(taken)))
+        for queue, priority in {(record.queue, record.priority) for record in records}:
+            await self._queues.ensure(queue, priority)
+
+    def _refuse_oversize(self, stored_bytes: int, room_bytes: int = GROWTH_BYTES) -> None:
+        limit = self._stores.connection.max_record_bytes - room_bytes
         if stored_bytes > limit:
             raise PayloadTooLarge(
                 f"The job takes {stored_bytes} bytes; the NATS server takes {limit}.",
                 details={"max_bytes": limit},
                 hint="Pass a reference instead of the payload, or raise max_payload of the NATS server.",
             )
+
+    def fit(self, record: _core.Record) -> bytes:
+        """The bytes to store, without the oldest errors when all are too many. Raises PayloadTooLarge."""
+        stored = record.serialize()
+        while len(stored) > self._stores.connection.max_record_bytes and len(record.errors) > 1:
+            del record.errors[0]
+            stored = record.serialize()
+        self._refuse_oversize(len(stored), 0)
+        return stored
 
     def _refuse_twins(self, records: list[_core.Record]) -> None:
         seen: set[str] = set()

@@ -13,7 +13,7 @@ from ojs_fast.core.jobs import ATTEMPTS, Jobs, Retention
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.retry import Failure
 from ojs_fast.core.stores import Stores
-from ojs_fast.errors import BackendUnavailable, Conflict, illegal_transition
+from ojs_fast.errors import BackendUnavailable, Conflict, PayloadTooLarge, illegal_transition
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
@@ -114,7 +114,11 @@ class Settler:
                     raise
                 raise illegal_transition(job_id, operation, before, ("active",)) from None
             record.node_id = self._node_id
-            stored = record.serialize()
+            try:
+                stored = self._jobs.fit(record)
+            except PayloadTooLarge:
+                self._resume(job_id)
+                raise
             try:
                 revision = await self._stores.records.replace(job_id, stored, revision, self._retention.ttl_s(record))
             except RevisionConflict:
@@ -133,7 +137,7 @@ class Settler:
         raise BackendUnavailable(f"Job '{job_id}' is being changed by too many clients at once.")
 
     def _resume(self, job_id: str) -> None:
-        # The write may or may not have happened. If not, the worker still has the job: adopt it again.
+        # Nothing was written, or nobody knows. If nothing was, the worker still has the job: adopt it again.
         self._propagator.call_later(lambda: self.adopt(job_id))
 
     async def adopt(self, job_id: str) -> None:

@@ -27,6 +27,10 @@ CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 5.0
 RECONNECT_WAIT_S = 0.05
 MINIMUM_SERVER = (2, 12)
+# JetStream's file store refuses larger messages whatever max_payload says (measured, 2.15.1).
+FILE_STORE_LIMIT_BYTES = 32 * 1024 * 1024
+# What a message holds beside the record: subject, headers, the revision in a work message.
+FRAME_BYTES = 1024
 
 PubAck = tuple[int, int, str]
 Answer = Callable[[_core.WireMessage], bool]
@@ -164,9 +168,10 @@ class Connection:
         return self._up.is_set()
 
     @property
-    def max_payload_bytes(self) -> int:
-        """The largest message that the server takes."""
-        return self._wire.max_payload if self._wire is not None else 1024 * 1024
+    def max_record_bytes(self) -> int:
+        """The largest record that the server takes, as a work message too."""
+        payload = self._wire.max_payload if self._wire is not None else 1024 * 1024
+        return min(payload, FILE_STORE_LIMIT_BYTES) - FRAME_BYTES
 
     async def ready(self) -> None:
         """Wait briefly for a lost connection. Raises Unavailable when it stays away."""
