@@ -26,6 +26,7 @@ from ojs_fast.core.settle import Settler
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.workers import Workers
 from ojs_fast.storage import names, topology
+from ojs_fast.storage.batches import BatchWriter
 from ojs_fast.storage.buckets import Outbox
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import Unavailable
@@ -51,7 +52,10 @@ class Node:
         self.connection = Connection(settings.backend_wait_ms)
         outbox = Outbox(self.connection)
         self.work = WorkQueue(self.connection, settings.nats_replicas)
-        self.stores = Stores(self.connection, Records(self.connection), self.work, outbox, EventLog(self.connection))
+        records = Records(self.connection)
+        self.stores = Stores(
+            self.connection, records, BatchWriter(records), self.work, outbox, EventLog(self.connection)
+        )
         self.leases = Leases(self.connection, self.node_id, boot_id, clock)
         self.events = Events(self.stores.event_log, self.node_id, clock)
         self.queues = Queues(self.connection, clock)

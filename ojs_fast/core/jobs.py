@@ -147,7 +147,7 @@ class Jobs:
         self._refuse_oversize(max(len(stored) for _, stored in batch))
         await self._open_levels([r for r in records if not self._queues.knows(r.queue, r.priority)])
         try:
-            last = await self._stores.records.create_all(self._ids.next(self._clock()), batch)
+            last = await self._stores.batches.create_all(batch)
         except KeyTaken as taken:
             raise _duplicate(str(taken)) from None
         except BatchRefused as error:

@@ -1,8 +1,10 @@
 """Queues as every node knows them: priority levels in use, paused or not, since when."""
 
+import asyncio
 import logging
 from dataclasses import dataclass, replace
 from typing import Any
+from weakref import WeakValueDictionary
 
 import orjson
 
@@ -53,6 +55,7 @@ class Queues:
         self._watch = Watch(connection, names.QUEUES, self._changed)
         self._clock = clock
         self._known: dict[str, tuple[Queue, int]] = {}
+        self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def open(self) -> None:
         """Load and follow the registry."""
@@ -83,8 +86,10 @@ class Queues:
 
     async def ensure(self, name: str, priority: int) -> None:
         """Register a queue and level before the first job enters it. Raises Unavailable."""
-        if not self.knows(name, priority):
-            await self.update(name, add_level=priority)
+        # One at a time: the many first jobs of a new queue would only be in each other's way.
+        async with self._opening.setdefault(name, asyncio.Lock()):
+            if not self.knows(name, priority):
+                await self.update(name, add_level=priority)
 
     async def update(self, name: str, *, add_level: int | None = None, paused: bool | None = None) -> Queue:
         """Compare-and-set one queue's entry, creating it when it is new. Raises Unavailable."""

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+from ojs_fast.storage.batches import BatchWriter
 from ojs_fast.storage.buckets import Outbox
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.event_log import EventLog
@@ -15,6 +16,7 @@ class Stores:
 
     connection: Connection
     records: Records
+    batches: BatchWriter
     work: WorkQueue
     outbox: Outbox
     event_log: EventLog

@@ -6,6 +6,8 @@ is read back and compared with what was written. Knows bytes and revisions, no j
 
 import asyncio
 import base64
+import itertools
+import secrets
 from collections.abc import Iterable
 from typing import Any
 
@@ -22,6 +24,9 @@ _PREFIX = names.bucket_subject(names.JOBS, "")
 _STREAM = names.bucket_stream(names.JOBS)
 _DIRECT_GET = f"$JS.API.DIRECT.GET.{_STREAM}.{_PREFIX}"
 _CREATE = headers(Nats_Expected_Last_Subject_Sequence=0)
+_BATCH_MEMBER = (
+    b"NATS/1.0\r\nNats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\nNats-Expected-Last-Subject-Sequence: 0\r\n%s\r\n"
+)
 
 
 def replace_headers(revision: int, ttl_s: int = 0) -> bytes:
@@ -36,6 +41,8 @@ class Records:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._batch_prefix = secrets.token_hex(8)
+        self._batch_numbers = itertools.count(1)
 
     def start_replace(self, job_id: str, stored: bytes, revision: int, ttl_s: int = 0) -> "asyncio.Future[PubAck]":
         """Send a compare-and-set now; hand the future to `finish_replace`."""
@@ -80,7 +87,7 @@ class Records:
             raise KeyTaken(job_id)
         raise Unavailable(f"JetStream refused the record: {description} (error {code})")
 
-    async def create_all(self, batch_id: str, records: list[tuple[str, bytes]]) -> int:
+    async def create_all(self, records: list[tuple[str, bytes]]) -> int:
         """Write new records, all or none, as one atomic batch (NATS ADR-50).
 
         Returns the revision of the last; the others' are contiguous below it. Raises KeyTaken when
@@ -88,17 +95,12 @@ class Records:
         unknown.
         """
         await self._connection.ready()
+        batch_id = f"{self._batch_prefix}-{next(self._batch_numbers)}"
         commit, future = self._connection.expect()
         last = len(records)
         for number, (job_id, stored) in enumerate(records, 1):
-            fields: dict[str, str | int] = {
-                "Nats-Batch-Id": batch_id,
-                "Nats-Batch-Sequence": number,
-                "Nats-Expected-Last-Subject-Sequence": 0,
-            }
-            if number == last:
-                fields["Nats-Batch-Commit"] = 1
-            self._connection.send(_PREFIX + job_id, stored, commit if number == last else "", headers(**fields))
+            header = _BATCH_MEMBER % (batch_id.encode(), number, b"Nats-Batch-Commit: 1\r\n" if number == last else b"")
+            self._connection.send(_PREFIX + job_id, stored, commit if number == last else "", header)
         try:
             sequence, code, description = await future
         except Unavailable:
