@@ -111,6 +111,7 @@ class Record:
     timeout_ms: int
     activated_ms: int
     retry: _RetryPolicy | None
+    extra: dict[str, Any] | None
     body: bytes
     errors: list[bytes]
     result: bytes

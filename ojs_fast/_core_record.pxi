@@ -55,7 +55,8 @@ cdef class Record:
 
     Times are integers in ms since the epoch, 0 = not set; durations in ms. `body` is the immutable
     client part (`,"args":[…],"meta":{…}…`), `errors` the raw JSON of each failed attempt (oldest
-    first), `result` the raw JSON a worker sent. The transition methods mutate the record; they raise
+    first), `result` the raw JSON a worker sent. `extra` is None or a dict of JSON values by feature: what a
+    workflow, a unique lock or a limit has to remember about the job (`Propagator.on_extra`). The transition methods mutate the record; they raise
     IllegalTransition and then leave it as it was.
     """
 
@@ -63,7 +64,7 @@ cdef class Record:
     cdef public int priority, attempt, max_attempts, flags
     cdef public int64_t created_ms, enqueued_ms, scheduled_ms, started_ms, ended_ms, next_attempt_ms
     cdef public int64_t retry_delay_ms, expires_ms, visibility_ms, reservation_ms, timeout_ms, activated_ms
-    cdef public object retry
+    cdef public object retry, extra
     cdef public bytes body
     cdef public list errors
     cdef public bytes result
@@ -105,7 +106,7 @@ cdef class Record:
             self.expires_ms, self.visibility_ms, self.reservation_ms, self.timeout_ms,
             self.activated_ms,
             self.worker_id, self.node_id, self.ack_subject, self.test_directive, self.retry,
-            at, size, error_sizes, result_size,
+            self.extra, at, size, error_sizes, result_size,
         ) = private
         self._check()
         if not 0 <= at <= PyBytes_GET_SIZE(stored) - offset:
@@ -140,6 +141,8 @@ cdef class Record:
             raise ValueError("null instead of a text")
         if self.retry is not None and (type(self.retry) is not list or len(self.retry) != 8):
             raise ValueError("no retry policy")
+        if self.extra is not None and type(self.extra) is not dict:
+            raise ValueError("the extras are no object")
         return 0
 
     cpdef bint shows_error(self):
@@ -184,7 +187,7 @@ cdef class Record:
             self.flags, self.created_ms, self.enqueued_ms, self.scheduled_ms, self.started_ms,
             self.ended_ms, self.next_attempt_ms, self.retry_delay_ms, self.expires_ms, self.visibility_ms,
             self.reservation_ms, self.timeout_ms, self.activated_ms, self.worker_id, self.node_id, self.ack_subject,
-            self.test_directive, self.retry, len(head), len(self.body), error_sizes, len(self.result),
+            self.test_directive, self.retry, self.extra, len(head), len(self.body), error_sizes, len(self.result),
         ])
         # prefix, 6 hex digits, quote and comma, private without its opening bracket, comma
         cdef Py_ssize_t offset = _RECORD_PREFIX_LENGTH + 6 + 2 + len(private) - 1 + 1

@@ -36,6 +36,7 @@ class Propagator:
         self._dead_letter_ttl_s = dead_letter_ttl_s
         self._doubtful: dict[str, None] = {}
         self.is_held: Callable[[str], bool] = lambda _: False
+        self._followers: dict[str, Callable[[_core.Record, int], None]] = {}
         self._actions: deque[Callable[[], Awaitable[None]]] = deque()
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
@@ -50,8 +51,21 @@ class Propagator:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
 
+    def on_extra(self, feature: str, follower: Callable[[_core.Record, int], None]) -> None:
+        """Call `follower(record, revision)` after each change of a record whose `extra` has this feature.
+
+        It must return at once, be idempotent, and hand what needs NATS to `call_later` or an outbox:
+        it is called again for the same record by repair and reconcile.
+        """
+        self._followers[feature] = follower
+
     def follow(self, record: _core.Record, stored: bytes, revision: int) -> "asyncio.Future[PubAck] | None":
         """Send what must follow this record; the future is the work message's, None when there is none."""
+        if record.extra is not None:
+            for feature in record.extra:
+                follower = self._followers.get(feature)
+                if follower is not None:
+                    follower(record, revision)
         if record.state == "available":
             return self._stores.work.publish(record.queue, record.priority, _core.work_message(revision, stored))
         outbox = self._stores.outbox

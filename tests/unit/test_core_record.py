@@ -64,6 +64,7 @@ class Lifecycle(RuleBasedStateMachine):
         args=spelled(st.lists(values)),
         meta=spelled(st.dictionaries(st.text(), values)),
         more=st.dictionaries(st.text(), raw_values, max_size=2),
+        extra=st.one_of(st.none(), st.dictionaries(st.text(), st.lists(st.integers(0, 2**53)) | st.text())),
         options=st.sampled_from(
             [
                 b"{}",
@@ -74,7 +75,9 @@ class Lifecycle(RuleBasedStateMachine):
             ]
         ),
     )
-    def enqueue(self, args: bytes, meta: bytes, more: dict[str, bytes], options: bytes) -> None:
+    def enqueue(
+        self, args: bytes, meta: bytes, more: dict[str, bytes], options: bytes, extra: dict[str, Any] | None
+    ) -> None:
         """Start with a request that carries members the server does not know."""
         self.args, self.meta = args, meta
         self.more = {f"x{key}": value for key, value in more.items()}
@@ -82,6 +85,8 @@ class Lifecycle(RuleBasedStateMachine):
         body = b'{"type":"a.b","args":%s,"meta":%s,"options":%s%s}' % (args, meta, options, unknown)
         self.options = json.loads(options)
         record = parse_enqueue(body, self.now_ms, lambda _: JOB_ID)
+        assert record.extra is None
+        record.extra = self.extra = extra
         self.stored = record.serialize()
         self.errors: list[bytes] = []
         self.result = b""
@@ -228,6 +233,7 @@ class Lifecycle(RuleBasedStateMachine):
         """Only claims count, and giving one back or starting over uncounts them."""
         record = Record.parse(self.stored)
         assert record.attempt == self.attempt
+        assert record.extra == self.extra
         assert (record.next_attempt_ms > 0) == (record.state == "retryable")
 
 
