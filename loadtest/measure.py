@@ -74,6 +74,7 @@ class Bench:
             self._warm_up(server, "/echo", body)
             for connections in plan.CONNECTIONS:
                 self._single(server, f"echo-{connections}", "/echo", body, connections)
+            self._single(server, plan.ECHO_OF_WORKERS, "/echo", body, plan.WORKERS, generator="bundled")
 
     def _enqueue(self) -> None:
         with self._running(servers.OJS) as server:
@@ -127,10 +128,12 @@ class Bench:
         load = clients.bundled(self._spec(server, path, body, connections, WARM_UP_S))
         self._check("warm-up", load)
 
-    def _single(self, server: Running, row: str, path: str, body: bytes, connections: int, jobs: int = 1) -> None:
+    def _single(
+        self, server: Running, row: str, path: str, body: bytes, connections: int, jobs: int = 1, generator: str = ""
+    ) -> None:
         spec = self._spec(server, path, body, connections, self._seconds)
         meter = cpu.Meter(server.server_pids, server.nats_pids)
-        load = clients.repeat(spec, self._generator)
+        load = clients.repeat(spec, generator or self._generator)
         self._check(row, load)
         self._keep(self._sample(row, load, meter.read(), load.requests * jobs))
 

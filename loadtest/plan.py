@@ -16,12 +16,16 @@ class Fetch:
     count: int
     ackers: int
     title: str
+    baseline: str
 
+
+#: The echo over as many connections as the workers have, by the load generator that plays the workers.
+ECHO_OF_WORKERS = "echo-workers"
 
 FETCHES = (
-    Fetch("fetch-1", 1, 0, f"fetch 1 + ack, {WORKERS} workers"),
-    Fetch("fetch-10", 10, 0, f"fetch 10 + acks, {WORKERS} workers"),
-    Fetch("fetch-10-at-once", 10, 10, f"fetch 10 + acks at once, {WORKERS} workers"),
+    Fetch("fetch-1", 1, 0, f"fetch 1 + ack, {WORKERS} workers", ECHO_OF_WORKERS),
+    Fetch("fetch-10", 10, 0, f"fetch 10 + acks, {WORKERS} workers", ECHO_OF_WORKERS),
+    Fetch("fetch-10-at-once", 10, 10, f"fetch 10 + acks at once, {WORKERS} workers", "echo-64"),
 )
 
 JOB = (
@@ -80,13 +84,14 @@ def _plural(count: int, noun: str) -> str:
 
 def _rows() -> list[Row]:
     rows = [Row(f"echo-{c}", "echo", f"echo, {_plural(c, 'connection')}", "req/s") for c in CONNECTIONS]
+    rows.append(Row(ECHO_OF_WORKERS, "echo", f"echo, {WORKERS} connections, bundled load", "req/s"))
     rows += [
         Row(f"enqueue-{c}", "enqueue", f"enqueue, {_plural(c, 'connection')}", "req/s", f"echo-{c}")
         for c in CONNECTIONS
     ]
     for fetch in FETCHES:
         rows += [
-            Row(fetch.key, "fetch", fetch.title, "jobs/s", "echo-64"),
+            Row(fetch.key, "fetch", fetch.title, "jobs/s", fetch.baseline),
             Row(f"{fetch.key}-call", "fetch", "  its fetch calls", "", is_part=True),
             Row(f"{fetch.key}-ack", "fetch", "  its ack calls", "", is_part=True),
         ]

@@ -3,7 +3,7 @@
 
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_GET_SIZE
 from libc.stdint cimport uint64_t
-from libc.string cimport memcpy
+from libc.string cimport memchr, memcpy
 
 import orjson
 
@@ -421,3 +421,31 @@ def scan_json_array(bytes data not None, Py_ssize_t start):
     if not 0 <= start < len(data) or data[start] != 91:
         raise JsonError("no array starts here", start)
     return _json_elements(data, start)
+
+
+cdef str _json_plain_text(bytes data, dict members, str name):
+    # A member that is a string without escapes; "" when it is missing, None when it is anything else.
+    cdef object span = members.get(name)
+    cdef Py_ssize_t start, end
+    cdef const char* p = PyBytes_AS_STRING(data)
+    if span is None:
+        return ""
+    start, end = <tuple>span
+    if p[start] != 34 or end - start < 3 or memchr(p + start, 92, end - start) != NULL:
+        return None
+    return data[start + 1:end - 1].decode()
+
+
+def plain_texts(bytes data not None, dict members not None, tuple names not None):
+    """The values (list of str) of some members of a scanned object, "" for one that is missing.
+
+    None when one of them is no string, is empty or has escapes: then it takes a real decoder to say what it is.
+    """
+    cdef list found = []
+    cdef str name, text
+    for name in names:
+        text = _json_plain_text(data, members, name)
+        if text is None:
+            return None
+        found.append(text)
+    return found

@@ -345,3 +345,18 @@ def jobs_reply(list stored not None):
             raise TypeError(f"a stored record is bytes, not {type(one).__name__}")
         parts.append(_record_public(one))
     return b'{"jobs":[' + b",".join(parts) + b"]}"
+
+
+def job_event(Record record not None, str event_type not None, str event_id not None, str source not None,
+              int64_t now_ms, str extra not None):
+    """The envelope (bytes) of an event about one job (ojs-events section 2).
+
+    `extra` is more JSON members of `data`, with a leading comma.
+    """
+    cdef str time = format_rfc3339_ms(now_ms)
+    return (
+        f'{{"specversion":"1.0","id":"evt_{event_id}","type":"{event_type}",'
+        f'"source":"{source}","time":"{time}","subject":"{record.id}","data":{{"job_id":"{record.id}",'
+        f'"job_type":"{record.type}","type":"{record.type}","queue":"{record.queue}","state":"{record.state}",'
+        f'"attempt":{record.attempt},"timestamp":"{time}"{extra}}}}}'
+    ).encode()

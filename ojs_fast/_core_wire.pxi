@@ -2,7 +2,7 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
-from libc.string cimport memchr, memcmp
+from libc.string cimport memchr, memcmp, memcpy
 
 
 @cython.final
@@ -24,6 +24,21 @@ cdef class WireMessage:
         if end < 0:
             end = len(self.headers)
         return self.headers[at:end].decode().strip()
+
+    @property
+    def token(self):
+        """The number that the subject ends with, behind its last dot; 0 when it is none."""
+        cdef Py_ssize_t size = 0, i
+        cdef Py_ssize_t value = 0, factor = 1
+        cdef const char* text = _nats_utf8(self.subject, &size)
+        for i in range(size - 1, max(size - 20, -1), -1):
+            if text[i] == 46:
+                return value
+            if not 48 <= text[i] <= 57:
+                return 0
+            value += (text[i] - 48) * factor
+            factor *= 10
+        return 0
 
     @property
     def sequence(self):
@@ -163,11 +178,64 @@ cdef class WireParser:
         return data_at + total + 2
 
 
-cpdef bytes wire_publish(str subject, str reply, bytes headers, bytes payload):
-    """A PUB or HPUB frame; `headers` are complete (`NATS/1.0\\r\\n…\\r\\n\\r\\n`) or b""."""
-    cdef Py_ssize_t total = len(headers) + len(payload)
-    if headers:
-        return b"HPUB %s %s %d %d\r\n%s%s\r\n" % (
-            subject.encode(), reply.encode(), len(headers), total, headers, payload
-        )
-    return b"PUB %s %s %d\r\n%s\r\n" % (subject.encode(), reply.encode(), total, payload)
+cdef inline char* _wire_put(char* at, const char* text, Py_ssize_t size) noexcept nogil:
+    memcpy(at, text, size)
+    return at + size
+
+
+cdef inline char* _wire_put_number(char* at, Py_ssize_t value) noexcept nogil:
+    # `value` is never negative.
+    cdef char[20] digits
+    cdef int i = 20
+    while True:
+        i -= 1
+        digits[i] = 48 + <char>(value % 10)
+        value //= 10
+        if value == 0:
+            break
+    return _wire_put(at, &digits[i], 20 - i)
+
+
+cdef inline Py_ssize_t _wire_digits(Py_ssize_t value) noexcept nogil:
+    cdef Py_ssize_t digits = 1
+    while value >= 10:
+        value //= 10
+        digits += 1
+    return digits
+
+
+cpdef bytes wire_publish(str subject, str reply, bytes headers, bytes payload, Py_ssize_t token=0):
+    """A PUB or HPUB frame; `headers` are complete (`NATS/1.0\\r\\n…\\r\\n\\r\\n`) or b"".
+
+    A `token` above 0 is appended to `reply` as `.<token>`.
+    """
+    cdef Py_ssize_t subject_size = 0, reply_size = 0
+    cdef Py_ssize_t headers_size = len(headers), payload_size = len(payload)
+    cdef const char* subject_text = _nats_utf8(subject, &subject_size)
+    cdef const char* reply_text = _nats_utf8(reply, &reply_size)
+    cdef Py_ssize_t total = headers_size + payload_size, head
+    # "PUB " or "HPUB ", a space behind subject and reply each, the numbers, two line ends
+    head = 4 + subject_size + 1 + reply_size + 1 + _wire_digits(total) + 4
+    if headers_size:
+        head += 1 + _wire_digits(headers_size) + 1
+    if token > 0:
+        head += 1 + _wire_digits(token)
+    cdef bytes frame = PyBytes_FromStringAndSize(NULL, head + total)
+    cdef char* at = PyBytes_AS_STRING(frame)
+    at = _wire_put(at, b"HPUB ", 5) if headers_size else _wire_put(at, b"PUB ", 4)
+    at = _wire_put(at, subject_text, subject_size)
+    at = _wire_put(at, b" ", 1)
+    at = _wire_put(at, reply_text, reply_size)
+    if token > 0:
+        at = _wire_put(at, b".", 1)
+        at = _wire_put_number(at, token)
+    at = _wire_put(at, b" ", 1)
+    if headers_size:
+        at = _wire_put_number(at, headers_size)
+        at = _wire_put(at, b" ", 1)
+    at = _wire_put_number(at, total)
+    at = _wire_put(at, b"\r\n", 2)
+    at = _wire_put(at, PyBytes_AS_STRING(headers), headers_size)
+    at = _wire_put(at, PyBytes_AS_STRING(payload), payload_size)
+    _wire_put(at, b"\r\n", 2)
+    return frame

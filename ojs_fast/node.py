@@ -115,6 +115,7 @@ class Node:
         await self.propagator.close()
         await self.stores.outbox.close()
         await self.leases.close()
+        self.stores.event_log.flush()
         await self.connection.close()
         log.info("node is down", extra={"node_id": self.node_id})
 

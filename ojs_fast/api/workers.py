@@ -19,6 +19,7 @@ MAX_WORKER_ID = 255
 MAX_TIMEOUT_MS = 31_536_000_000
 MAX_BEAT_JOBS = 10_000
 MAX_ABOUT_BYTES = 16_384
+_WHO = ("job_id", "worker_id")
 _ABOUT: dict[str, tuple[tuple[type, ...], str]] = {
     "hostname": ((str,), "a string"),
     "pid": ((int,), "an integer"),
@@ -185,6 +186,9 @@ class WorkerHandlers:
         return decode_field(request.body[span[0] : span[1]], name) if span else None
 
     def _who(self, request: Request, members: dict[str, tuple[int, int]]) -> tuple[str, str]:
+        plain = _core.plain_texts(request.body, members, _WHO)
+        if plain is not None and plain[0] and len(plain[1]) <= MAX_WORKER_ID and not request.params:
+            return plain[0], plain[1]
         worker_id = _worker_id({"worker_id": self._value(request, members, "worker_id")})
         job_id = request.params.get("id") or self._value(request, members, "job_id")
         if not isinstance(job_id, str) or not job_id:

@@ -24,16 +24,8 @@ class Events:
     def job(self, event_type: str, record: _core.Record, extra: str = "") -> None:
         """Announce a change of one job; `extra` is more JSON members of `data`, with a leading comma."""
         now_ms = self._clock()
-        time = _core.format_rfc3339_ms(now_ms)
-        self._log.append(
-            event_type,
-            (
-                f'{{"specversion":"1.0","id":"evt_{self._ids.next(now_ms)}","type":"{event_type}",'
-                f'"source":"{self._source}","time":"{time}","subject":"{record.id}","data":{{"job_id":"{record.id}",'
-                f'"job_type":"{record.type}","type":"{record.type}","queue":"{record.queue}","state":"{record.state}",'
-                f'"attempt":{record.attempt},"timestamp":"{time}"{extra}}}}}'
-            ).encode(),
-        )
+        event = _core.job_event(record, event_type, self._ids.next(now_ms), self._source, now_ms, extra)
+        self._log.append(event_type, event)
 
     async def read(
         self, *, after: str, types: list[str], queues: list[str], job_types: list[str], limit: int

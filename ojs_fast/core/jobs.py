@@ -130,7 +130,9 @@ class Jobs:
             revision = await self._stores.records.create(record.id, stored)
         except KeyTaken:
             raise _duplicate(record.id) from None
-        await self._propagator.followed(record, stored, revision)
+        published = self._propagator.follow(record, stored, revision)
+        if published is not None:
+            await self._propagator.published(record.id, published)
         self._announce(record)
         return record.id, stored
 

@@ -85,14 +85,17 @@ class Propagator:
     async def followed(self, record: _core.Record, stored: bytes, revision: int) -> None:
         """`follow`, and wait until the work message is acknowledged; a lost one is repaired later."""
         published = self.follow(record, stored, revision)
-        if published is None:
-            return
+        if published is not None:
+            await self.published(record.id, published)
+
+    async def published(self, job_id: str, work_message: "asyncio.Future[PubAck]") -> None:
+        """Wait for the work message that `follow` sent; a lost one is repaired later."""
         try:
-            await published
+            await work_message
         except Unavailable as error:
             # The record is durable and says "available": from here on the job cannot be lost.
-            log.warning("work message is late", extra={"ojs.job_id": record.id, "reason": str(error)})
-            self.doubt(record.id)
+            log.warning("work message is late", extra={"ojs.job_id": job_id, "reason": str(error)})
+            self.doubt(job_id)
 
     def follow_or_doubt(self, record: _core.Record, stored: bytes, revision: int) -> None:
         """`follow` without waiting; a work message that gets lost is repaired later."""

@@ -132,7 +132,9 @@ class Settler:
                 self._stores.work.ack(ack_subject)
             if holder != self._node_id:
                 self._stores.connection.send(names.node_subject(holder), b"%s %d" % (job_id.encode(), at))
-            await self._propagator.followed(record, stored, revision)
+            published = self._propagator.follow(record, stored, revision)
+            if published is not None:
+                await self._propagator.published(job_id, published)
             return record, stored
         raise BackendUnavailable(f"Job '{job_id}' is being changed by too many clients at once.")
 

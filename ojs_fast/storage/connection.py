@@ -8,7 +8,7 @@ import asyncio
 import itertools
 import logging
 import secrets
-import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 5.0
+LOOK_S = 0.5
 RECONNECT_WAIT_S = 0.05
 MINIMUM_SERVER = (2, 12)
 # JetStream's file store refuses larger messages whatever max_payload says (measured, 2.15.1).
@@ -47,16 +48,6 @@ def headers(**fields: str | int) -> bytes:
     return f"NATS/1.0\r\n{lines}\r\n".encode()
 
 
-class _Waiting:
-    # Whoever waits for an answer: a PubAck (no collector) or messages that a collector takes in.
-    __slots__ = ("collector", "future", "since")
-
-    def __init__(self, future: "asyncio.Future[Any]", since: float, collector: Answer | None) -> None:
-        self.future = future
-        self.since = since
-        self.collector = collector
-
-
 class Connection:
     """Pipelined, individually acknowledged writes; reads; subscriptions."""
 
@@ -67,8 +58,10 @@ class Connection:
         self._wire: Wire | None = None
         self._wait_s = wait_ms / 1000
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
-        self._tokens = itertools.count(1)
-        self._waiting: dict[str, _Waiting] = {}
+        # Whoever waits, by the token in the reply subject, oldest first: for a PubAck, or with a collector.
+        self._token = 0
+        self._acks: dict[int, asyncio.Future[PubAck]] = {}
+        self._collected: dict[int, tuple[asyncio.Future[Any], Answer]] = {}
         self._up = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._lost = asyncio.Event()
@@ -76,12 +69,15 @@ class Connection:
         self._on_delivery: Callable[[_core.WireMessage], None] = _ignore
         self._on_flush: Callable[[], None] = lambda: None
         self.messages_sent = 0
+        #: The largest record that the server takes, as a work message too.
+        self.max_record_bytes = 1024 * 1024 - FRAME_BYTES
 
     # -- life ------------------------------------------------------------------------------------
 
     async def open(self, servers: list[str], *, name: str) -> None:
         """Connect. Raises Unavailable when no server answers, TopologyError when it is too old."""
         self._servers = servers
+        self._loop = asyncio.get_running_loop()
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 self._nc = await nats.connect(
@@ -114,6 +110,7 @@ class Connection:
         self._up.clear()
         if self._wire is not None:
             self._wire.close()
+            self._wire = None
         await self._nc.close()
         self._fail_all("the server is closing its NATS connection")
 
@@ -132,6 +129,7 @@ class Connection:
                 failure = error
                 continue
             self._wire = wire
+            self.max_record_bytes = min(wire.max_payload, FILE_STORE_LIMIT_BYTES) - FRAME_BYTES
             self._up.set()
             return
         raise failure
@@ -165,13 +163,7 @@ class Connection:
     @property
     def is_up(self) -> bool:
         """True while the connection stands."""
-        return self._up.is_set()
-
-    @property
-    def max_record_bytes(self) -> int:
-        """The largest record that the server takes, as a work message too."""
-        payload = self._wire.max_payload if self._wire is not None else 1024 * 1024
-        return min(payload, FILE_STORE_LIMIT_BYTES) - FRAME_BYTES
+        return self._wire is not None
 
     async def ready(self) -> None:
         """Wait briefly for a lost connection. Raises Unavailable when it stays away."""
@@ -227,67 +219,81 @@ class Connection:
         The future raises Unavailable when the connection is lost or no PubAck comes in 5 s; the write
         may have been applied all the same.
         """
-        token, future = self.expect()
-        self.send(subject, payload, token, header)
+        wire = self._wire
+        if wire is None:
+            return self._unavailable()
+        self._token = token = self._token + 1
+        future: asyncio.Future[PubAck] = self._loop.create_future()
+        self._acks[token] = future
+        self.messages_sent += 1
+        wire.send_frame(_core.wire_publish(subject, self._inbox, header, payload, token))
         return future
 
     def expect(self, collector: Answer | None = None) -> tuple[str, "asyncio.Future[Any]"]:
         """A reply subject and the future of what comes to it: a PubAck, or what `collector` completes."""
-        future: asyncio.Future[Any] = asyncio.get_running_loop().create_future()
-        token = f"{self._inbox}.{next(self._tokens)}"
-        if self._up.is_set():
-            self._waiting[token] = _Waiting(future, time.monotonic(), collector)
+        self._token = token = self._token + 1
+        reply = f"{self._inbox}.{token}"
+        if self._wire is None:
+            return reply, self._unavailable()
+        future: asyncio.Future[Any] = self._loop.create_future()
+        if collector is None:
+            self._acks[token] = future
         else:
-            future.set_exception(Unavailable("NATS is not connected"))
-            future.exception()
-        return token, future
+            self._collected[token] = (future, collector)
+        return reply, future
 
-    def forget(self, token: str) -> None:
+    def _unavailable(self) -> "asyncio.Future[Any]":
+        future: asyncio.Future[Any] = self._loop.create_future()
+        _fail(future, "NATS is not connected")
+        return future
+
+    def forget(self, reply: str) -> None:
         """Stop waiting for what `expect` announced."""
-        self._waiting.pop(token, None)
+        self._collected.pop(int(reply.rpartition(".")[2]), None)
 
     def _received(self, message: _core.WireMessage) -> None:
         if message.reply:
             self._on_delivery(message)
             return
-        waiting = self._waiting.get(message.subject)
-        if waiting is None:
+        future = self._acks.pop(message.token, None)
+        if future is None:
+            self._collect(message)
             return
-        if waiting.collector is not None:
-            if waiting.collector(message):
-                del self._waiting[message.subject]
-            return
-        del self._waiting[message.subject]
-        future = waiting.future
         if future.done():
-            return
-        if message.status == "503":
-            future.set_exception(Unavailable("no JetStream stream answers; is JetStream enabled?"))
             return
         try:
             future.set_result(_core.parse_pub_ack(message.data))
-        except ValueError as error:
-            future.set_exception(Unavailable(f"not a PubAck: {error}"))
+        except ValueError:
+            if message.status == "503":
+                error = ValueError("no JetStream stream answers; is JetStream enabled?")
+            _fail(future, f"not a PubAck: {error}")
+
+    def _collect(self, message: _core.WireMessage) -> None:
+        waiting = self._collected.get(message.token)
+        if waiting is not None and waiting[1](message):
+            del self._collected[message.token]
 
     async def _expire_loop(self) -> None:
+        # The newest token of each look: those of ten looks ago have waited long enough.
+        looks: deque[int] = deque(maxlen=round(ANSWER_TIMEOUT_S / LOOK_S))
         while True:
-            await asyncio.sleep(0.5)
-            horizon = time.monotonic() - ANSWER_TIMEOUT_S
-            # Tokens are handed out in time order, so the oldest stand first.
-            late = list(itertools.takewhile(lambda item: item[1].since < horizon, self._waiting.items()))  # noqa: B023 - used up at once
-            for token, waiting in late:
-                del self._waiting[token]
-                if not waiting.future.done():
-                    waiting.future.set_exception(Unavailable(f"NATS gave no answer in {ANSWER_TIMEOUT_S:g} s"))
-                    waiting.future.exception()
+            await asyncio.sleep(LOOK_S)
+            if len(looks) == looks.maxlen:
+                self._expire(looks[0])
+            looks.append(self._token)
+
+    def _expire(self, newest: int) -> None:
+        reason = f"NATS gave no answer in {ANSWER_TIMEOUT_S:g} s"
+        for token in list(itertools.takewhile(newest.__ge__, self._acks)):
+            _fail(self._acks.pop(token), reason)
+        for token in list(itertools.takewhile(newest.__ge__, self._collected)):
+            _fail(self._collected.pop(token)[0], reason)
 
     def _fail_all(self, reason: str) -> None:
-        all_waiting, self._waiting = self._waiting, {}
-        for waiting in all_waiting.values():
-            if not waiting.future.done():
-                waiting.future.set_exception(Unavailable(reason))
-                # Whoever waits sees it; a write whose caller is gone must not be reported as unhandled.
-                waiting.future.exception()
+        waiting = [*self._acks.values(), *(future for future, _ in self._collected.values())]
+        self._acks, self._collected = {}, {}
+        for future in waiting:
+            _fail(future, reason)
 
     # -- reads and subscriptions -----------------------------------------------------------------
 
@@ -355,6 +361,13 @@ class Connection:
         self.send(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(query), token)
         await future
         return messages
+
+
+def _fail(future: "asyncio.Future[Any]", reason: str) -> None:
+    if not future.done():
+        future.set_exception(Unavailable(reason))
+        # Whoever waits sees it; a write whose caller is gone must not be reported as unhandled.
+        future.exception()
 
 
 def _ignore(_: _core.WireMessage) -> None:

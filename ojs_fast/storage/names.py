@@ -4,6 +4,7 @@ The names are fixed (docs/design.md): other tools of the OJS ecosystem look for 
 """
 
 import string
+from functools import lru_cache
 
 WORK_STREAM = "OJS"
 EVENT_STREAM = "OJS_EVENTS"
@@ -66,6 +67,7 @@ def bucket_subject(bucket: str, key: str) -> str:
     return f"$KV.{bucket}.{key}"
 
 
+@lru_cache(maxsize=4096)
 def work_subject(queue: str, priority: int) -> str:
     """The subject of a queue's work messages of one priority level."""
     if priority == 0:
@@ -83,6 +85,7 @@ def parse_work_subject(subject: str) -> tuple[str, int]:
     raise ValueError(f"not a work subject: {subject}")
 
 
+@lru_cache(maxsize=4096)
 def consumer_name(queue: str, priority: int) -> str:
     """The durable pull consumer of one priority level of a queue."""
     return encode_token(queue) if priority == 0 else f"{encode_token(queue)}=L{priority}"

@@ -56,6 +56,9 @@ class Records:
             sequence, code, description = await pending
         except Unavailable:
             return await self._resolve(job_id, stored, revision, replace_headers(revision, ttl_s))
+        return self._accepted(job_id, sequence, code, description)
+
+    def _accepted(self, job_id: str, sequence: int, code: int, description: str) -> int:
         if code == 0:
             return sequence
         if code == WRONG_LAST_SEQUENCE:
@@ -67,13 +70,19 @@ class Records:
 
         Raises RevisionConflict when it is not, Unavailable when the outcome stays unknown.
         """
-        await self._connection.ready()
-        pending = self.start_replace(job_id, stored, revision, ttl_s)
-        return await self.finish_replace(job_id, stored, revision, ttl_s, pending)
+        if not self._connection.is_up:
+            await self._connection.ready()
+        header = replace_headers(revision, ttl_s)
+        try:
+            sequence, code, description = await self._connection.write(_PREFIX + job_id, stored, header)
+        except Unavailable:
+            return await self._resolve(job_id, stored, revision, header)
+        return self._accepted(job_id, sequence, code, description)
 
     async def create(self, job_id: str, stored: bytes) -> int:
         """Write a record that must not exist yet; its revision. Raises KeyTaken or Unavailable."""
-        await self._connection.ready()
+        if not self._connection.is_up:
+            await self._connection.ready()
         try:
             sequence, code, description = await self._connection.write(_PREFIX + job_id, stored, _CREATE)
         except Unavailable:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from ojs_fast._core import JsonError, scan_json_array, scan_json_object
+from ojs_fast._core import JsonError, plain_texts, scan_json_array, scan_json_object
 
 
 def refuse(text: str) -> NoReturn:
@@ -280,3 +280,25 @@ def test_only_bytes_are_scanned(value: Any) -> None:
         scan_json_object(value)
     with pytest.raises(TypeError):
         scan_json_array(value, 0)
+
+
+@given(st.dictionaries(st.sampled_from(["a", "b", "c"]), st.text() | st.none() | st.integers() | st.lists(st.text())))
+def test_plain_texts_are_what_a_decoder_reads(members: dict[str, Any]) -> None:
+    """Strings without escapes come out as decoded; anything that needs a decoder is left to one."""
+    data = json.dumps(members, ensure_ascii=False).encode()
+    found = plain_texts(data, scan_json_object(data), ("a", "b"))
+    wanted = [members.get("a", ""), members.get("b", "")]
+    if found is None:
+        odd = [json.dumps(members[key]) for key in ("a", "b") if key in members]
+        assert any(not text.startswith('"') or text == '""' or "\\" in text for text in odd)
+    else:
+        assert found == wanted
+
+
+@pytest.mark.parametrize("value", [None, "x", 1])
+def test_plain_texts_take_only_bytes(value: Any) -> None:
+    """Anything else raises TypeError instead of crashing compiled code."""
+    with pytest.raises(TypeError):
+        plain_texts(value, {}, ())
+    with pytest.raises(TypeError):
+        plain_texts(b"{}", value, ())

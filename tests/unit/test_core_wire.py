@@ -217,6 +217,7 @@ def test_a_message_nobody_parsed_does_not_crash() -> None:
         lambda: empty.status,
         lambda: empty.is_live,
         lambda: empty.sequence,
+        lambda: empty.token,
         lambda: empty.stored_subject,
         lambda: empty.header("A"),
     ):
@@ -236,6 +237,24 @@ def test_what_is_published_is_what_arrives(subject: str, reply: str, headers: by
     assert verb == ("HPUB" if headers else "PUB")
     words = [verb.replace("PUB", "MSG"), name, "7", *(word for word in others if word)]
     assert feed([" ".join(words).encode() + b"\r\n" + rest]) == [(subject, 7, reply, headers, payload)]
+
+
+@given(names, st.integers(1, 10**18 - 1), st.sampled_from([b"", STORED]), st.binary())
+def test_a_token_comes_back_in_the_answer(inbox: str, token: int, headers: bytes, payload: bytes) -> None:
+    """The number appended to the reply subject is the one that a message to that subject carries."""
+    frame = wire_publish("a", inbox, headers, payload, token)
+    assert frame == wire_publish("a", f"{inbox}.{token}", headers, payload)
+    [answer] = WireParser().feed(f"MSG {inbox}.{token} 1 0\r\n\r\n".encode())
+    assert isinstance(answer, WireMessage)
+    assert answer.token == token
+
+
+@pytest.mark.parametrize("subject", ["12", "a.12x", "a.", "a.b", "a." + "1" * 30])
+def test_a_subject_without_token_has_none(subject: str) -> None:
+    """What is no number of at most 18 digits behind a dot is 0."""
+    [answer] = WireParser().feed(f"MSG {subject} 1 0\r\n\r\n".encode())
+    assert isinstance(answer, WireMessage)
+    assert answer.token == 0
 
 
 @pytest.mark.parametrize("value", [None, "x", bytearray(b"x"), 1])
