@@ -263,10 +263,9 @@ class Connection:
             return
         try:
             future.set_result(_core.parse_pub_ack(message.data))
-        except ValueError:
-            if message.status == "503":
-                error = ValueError("no JetStream stream answers; is JetStream enabled?")
-            _fail(future, f"not a PubAck: {error}")
+        except ValueError as error:
+            nobody = "no JetStream stream answers; is JetStream enabled?"
+            _fail(future, nobody if message.status == "503" else f"not a PubAck: {error}")
 
     def _collect(self, message: _core.WireMessage) -> None:
         waiting = self._collected.get(message.token)
