@@ -15,6 +15,7 @@ from blacksheep import Application, Content, Response
 from blacksheep import Request as WebRequest
 
 from ojs_fast import logs
+from ojs_fast.api.cron import CronHandlers
 from ojs_fast.api.dead_letters import DeadLetterHandlers
 from ojs_fast.api.http import (
     Gate,
@@ -129,6 +130,7 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
         WorkerHandlers(node.fetcher, node.settler, node.workers),
         DeadLetterHandlers(node.dead_letters),
         QueueHandlers(node.queues),
+        CronHandlers(node.cron),
         SystemHandlers(Health(node.connection), node.events, node.workers, node.resetter),
         with_reset=settings.enable_reset,
     )

@@ -12,7 +12,8 @@ from nats.aio.msg import Msg
 
 from ojs_fast.config import Settings
 from ojs_fast.core.claims import Claims
-from ojs_fast.core.clock import NowMs, now_ms
+from ojs_fast.core.clock import NowMs, now_ms, steady_ms
+from ojs_fast.core.cron import Cron
 from ojs_fast.core.dead_letters import DeadLetters
 from ojs_fast.core.events import Events
 from ojs_fast.core.fetch import Fetcher
@@ -59,7 +60,7 @@ class Node:
         self.leases = Leases(self.connection, self.node_id, boot_id, clock)
         self.events = Events(self.stores.event_log, self.node_id, clock)
         self.queues = Queues(self.connection, clock)
-        self.claims = Claims(clock, outbox, self.node_id)
+        self.claims = Claims(clock, steady_ms, outbox, self.node_id)
         self.propagator = Propagator(self.stores, self.node_id, clock, settings.retention_dead_letter_s)
         self.propagator.is_held = self.claims.has
         self.jobs = Jobs(
@@ -79,9 +80,10 @@ class Node:
         self.settler = Settler(
             self.stores, settings, self.claims, self.jobs, self.events, self.propagator, self.node_id, clock
         )
-        self.workers = Workers(self.stores, self.claims, self.jobs, self.settler, self.node_id, clock)
+        self.workers = Workers(self.stores, self.claims, self.jobs, self.settler, self.node_id, clock, steady_ms)
         self.dead_letters = DeadLetters(self.stores, self.jobs, self.events)
         self.promoter = Promoter(self.stores, Retention(settings), self.events, self.propagator, self.node_id, clock)
+        self.cron = Cron(self.stores, self.jobs, self.events, self.propagator, clock)
         self.reconciler = Reconciler(self.stores, self.leases, self.propagator, self.settler, clock)
         self.resetter = Resetter(self.stores, self.leases, self._forget)
         self._task: asyncio.Task[None] | None = None
@@ -98,8 +100,9 @@ class Node:
         await self.queues.open()
         await self.claims.open(self.settler.expire)
         await self.workers.open()
+        await self.cron.open()
         await self.connection.subscribe(names.node_subject(self.node_id), self._told)
-        await self.leases.open(self.promoter.start, self.promoter.stop)
+        await self.leases.open(self._elected, self._deposed)
         self._task = asyncio.create_task(self._reconcile_loop())
         log.info("node is up", extra={"node_id": self.node_id})
 
@@ -108,7 +111,8 @@ class Node:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self.promoter.stop()
+        await self._deposed()
+        await self.cron.close()
         await self.workers.close()
         await self.claims.close()
         await self.queues.close()
@@ -118,6 +122,14 @@ class Node:
         self.stores.event_log.flush()
         await self.connection.close()
         log.info("node is down", extra={"node_id": self.node_id})
+
+    async def _elected(self) -> None:
+        await self.promoter.start()
+        await self.cron.start()
+
+    async def _deposed(self) -> None:
+        await self.cron.stop()
+        await self.promoter.stop()
 
     async def _reconcile_loop(self) -> None:
         while True:
@@ -147,6 +159,7 @@ class Node:
         self.claims.clear()
         self.workers.forget()
         self.promoter.forget()
+        self.cron.forget()
         self.work.forget()
 
     @property

@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from ojs_fast.api.cron import CronHandlers
 from ojs_fast.api.dead_letters import DeadLetterHandlers
 from ojs_fast.api.http import Reply, Request
 from ojs_fast.api.jobs import JobHandlers
@@ -29,6 +30,7 @@ def routes(
     workers: WorkerHandlers,
     dead_letters: DeadLetterHandlers,
     queues: QueueHandlers,
+    cron: CronHandlers,
     system: SystemHandlers,
     *,
     with_reset: bool,
@@ -60,6 +62,11 @@ def routes(
         Route("GET", V1 + "/queues/{name}", queues.get),
         Route("POST", V1 + "/queues/{name}/pause", queues.pause),
         Route("POST", V1 + "/queues/{name}/resume", queues.resume),
+        Route("GET", V1 + "/cron", cron.list),
+        Route("POST", V1 + "/cron", cron.register),
+        Route("GET", V1 + "/cron/{name}", cron.get),
+        Route("PATCH", V1 + "/cron/{name}", cron.patch),
+        Route("DELETE", V1 + "/cron/{name}", cron.delete),
         Route("GET", V1 + "/events", system.read_events),
         Route("GET", V1 + "/admin/workers", system.list_workers),
         Route("POST", V1 + "/admin/workers/{id}/quiet", system.direct("quiet")),

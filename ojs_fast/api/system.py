@@ -10,7 +10,7 @@ from ojs_fast.core.health import Health
 from ojs_fast.core.reset import Resetter
 from ojs_fast.core.workers import Workers
 
-CONFORMANCE_LEVEL = 1
+CONFORMANCE_LEVEL = 2
 
 
 def manifest() -> dict[str, Any]:
@@ -24,10 +24,10 @@ def manifest() -> dict[str, Any]:
         "backend": "nats",
         "capabilities": {
             "batch_enqueue": True,
-            "cron_jobs": False,
+            "cron_jobs": True,
             "dead_letter": True,
             "delayed_jobs": True,
-            "job_ttl": False,
+            "job_ttl": True,
             "priority_queues": False,
             "rate_limiting": False,
             "schema_validation": False,

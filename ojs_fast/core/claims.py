@@ -31,27 +31,28 @@ class Claim:
 
     @property
     def timeout_ms(self) -> int:
-        """When the execution time ends (epoch ms)."""
+        """When the execution time ends (epoch ms, by the wall clock that started it)."""
         return int(self.record.started_ms + self.record.timeout_ms)
 
     @property
     def due_ms(self) -> int:
-        """Whichever deadline comes first (epoch ms)."""
+        """Whichever deadline comes first (epoch ms, as above)."""
         return min(self.visible_ms, self.timeout_ms)
 
 
 class Claims:
     """Table of claims with their deadlines."""
 
-    def __init__(self, clock: NowMs, outbox: Outbox, node_id: str) -> None:
+    def __init__(self, clock: NowMs, steady: NowMs, outbox: Outbox, node_id: str) -> None:
         self._clock = clock
+        self._steady = steady
         self._outbox = outbox
         self._node_id = node_id
         self._held: dict[str, Claim] = {}
         self._by_worker: dict[str, set[str]] = {}
         self._fresh: dict[str, int] = {}
         self._claiming: set[str] = set()
-        self._deadlines = Deadlines(clock, self._due)
+        self._deadlines = Deadlines(steady, self._due)
         self._expire: Callable[[Claim], Awaitable[None]] | None = None
         self._task: asyncio.Task[None] | None = None
 
@@ -97,8 +98,11 @@ class Claims:
         if claim.record.worker_id:
             self._by_worker.setdefault(claim.record.worker_id, set()).add(job_id)
         if not claim.entered:
-            self._fresh[job_id] = self._clock()
-        self._deadlines.set(job_id, claim.due_ms)
+            self._fresh[job_id] = self._steady()
+        self._arm(job_id, claim)
+
+    def _arm(self, job_id: str, claim: Claim) -> None:
+        self._deadlines.set(job_id, self._steady() + claim.due_ms - self._clock())
 
     def get(self, job_id: str) -> Claim | None:
         """Look without taking."""
@@ -128,7 +132,7 @@ class Claims:
         claim = self._held.get(job_id)
         if claim is not None:
             claim.visible_ms = visible_ms
-            self._deadlines.set(job_id, claim.due_ms)
+            self._arm(job_id, claim)
             self._enter(job_id, claim)
 
     def of_worker(self, worker_id: str) -> list[Claim]:
@@ -137,20 +141,16 @@ class Claims:
 
     async def _due(self, job_ids: list[str]) -> None:
         assert self._expire
-        now = self._clock()
         for job_id in job_ids:
             claim = self._held.get(job_id)
             if claim is None:
-                continue
-            if claim.due_ms > now:
-                self._deadlines.set(job_id, claim.due_ms)
                 continue
             try:
                 await self._expire(claim)
             except Exception:
                 log.exception("a deadline could not be handled; it is tried again", extra={"ojs.job_id": job_id})
                 if job_id in self._held:
-                    self._deadlines.set(job_id, now + 1000)
+                    self._deadlines.set(job_id, self._steady() + 1000)
 
     def _enter(self, job_id: str, claim: Claim, *, only_new: bool = False) -> None:
         claim.entered = True
@@ -165,7 +165,7 @@ class Claims:
     async def _enter_loop(self) -> None:
         while True:
             await asyncio.sleep(SWEEP_S)
-            horizon = self._clock() - ENTER_AFTER_MS
+            horizon = self._steady() - ENTER_AFTER_MS
             for job_id, since in list(self._fresh.items()):
                 if since > horizon:
                     break

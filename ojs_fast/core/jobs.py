@@ -136,6 +136,30 @@ class Jobs:
         self._announce(record)
         return record.id, stored
 
+    async def create_allotted(
+        self, body: bytes, job_id: str, extra: dict[str, Any] | None = None
+    ) -> _core.Record | None:
+        """Enqueue a job of the server's own under an id allotted before; None when it was created already.
+
+        Raises OJSError, Unavailable.
+        """
+        try:
+            record = _core.parse_enqueue(body, self._clock(), lambda _: job_id, self._settings.max_depth)
+        except (ValueError, TypeError) as error:
+            raise refused(error) from None
+        record.node_id = self._node_id
+        record.extra = extra
+        stored = record.serialize()
+        self._refuse_oversize(len(stored))
+        await self._queues.ensure(record.queue, record.priority)
+        try:
+            revision = await self._stores.records.create(job_id, stored)
+        except KeyTaken:
+            return None
+        await self._propagator.followed(record, stored, revision)
+        self._announce(record)
+        return record
+
     async def enqueue_batch(self, body: bytes) -> list[bytes]:
         """Store many jobs, all or none; the records' bytes in the order given. Raises OJSError."""
         try:

@@ -80,6 +80,11 @@ class Promoter:
             due.set(key, int(orjson.loads(value)["due_ms"]))
 
     async def _promote(self, bucket: str, keys: list[str]) -> None:
+        """Promote what is due, a few at a time: when very many are, requests still get their turn."""
+        middle = (len(keys) + 1) // 2
+        await asyncio.gather(*(self._promote_some(bucket, part) for part in (keys[:middle], keys[middle:]) if part))
+
+    async def _promote_some(self, bucket: str, keys: list[str]) -> None:
         due = self._due[bucket]
         try:
             found = await self._stores.records.get_many(key[:ID_LENGTH] for key in keys)
@@ -89,6 +94,7 @@ class Promoter:
                 due.set(key, self._clock() + RETRY_LATER_MS)
             return
         under_way = [entry for key in keys if (entry := self._start(bucket, key, found.get(key[:ID_LENGTH])))]
+        published = None
         for key, record, stored, revision, ttl_s, pending in under_way:
             try:
                 written = await self._stores.records.finish_replace(record.id, stored, revision, ttl_s, pending)
@@ -96,9 +102,12 @@ class Promoter:
                 log.info("promotion is tried again: %r", error, extra={"ojs.job_id": record.id})
                 due.set(key, self._clock() + RETRY_LATER_MS)
                 continue
-            self._propagator.follow_or_doubt(record, stored, written)
+            published = self._propagator.follow_or_doubt(record, stored, written)
             self._stores.outbox.delete(bucket, key)
             self._events.job("job.expired" if record.state == "discarded" else "job.enqueued", record)
+        if published is not None:
+            # Not for its outcome, which `follow_or_doubt` handles: NATS is to keep up.
+            await asyncio.wait([published])
 
     def _start(
         self, bucket: str, key: str, found: tuple[bytes, int] | None

@@ -97,11 +97,11 @@ class Propagator:
             log.warning("work message is late", extra={"ojs.job_id": job_id, "reason": str(error)})
             self.doubt(job_id)
 
-    def follow_or_doubt(self, record: _core.Record, stored: bytes, revision: int) -> None:
+    def follow_or_doubt(self, record: _core.Record, stored: bytes, revision: int) -> "asyncio.Future[PubAck] | None":
         """`follow` without waiting; a work message that gets lost is repaired later."""
         published = self.follow(record, stored, revision)
         if published is None:
-            return
+            return None
         job_id = record.id
 
         def check(answer: "asyncio.Future[PubAck]") -> None:
@@ -109,6 +109,7 @@ class Propagator:
                 self.doubt(job_id)
 
         published.add_done_callback(check)
+        return published
 
     def doubt(self, job_id: str) -> None:
         """Something about this job may be half done: look at its record and set it right."""

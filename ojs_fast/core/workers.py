@@ -29,7 +29,7 @@ class Workers:
     """Every node hears every beat and looks after the claims it holds itself."""
 
     def __init__(
-        self, stores: Stores, claims: Claims, jobs: Jobs, settler: Settler, node_id: str, clock: NowMs
+        self, stores: Stores, claims: Claims, jobs: Jobs, settler: Settler, node_id: str, clock: NowMs, steady: NowMs
     ) -> None:
         self._stores = stores
         self._claims = claims
@@ -37,9 +37,10 @@ class Workers:
         self._settler = settler
         self._node_id = node_id
         self._clock = clock
+        self._steady = steady
         self._bucket = Bucket(stores.connection, names.WORKERS)
         self._watch = Watch(stores.connection, names.WORKERS, self._changed)
-        self._silence = Deadlines(clock, self._died)
+        self._silence = Deadlines(steady, self._died)
         self._beats: dict[str, dict[str, Any]] = {}
         self._directives: dict[str, str] = {}
 
@@ -73,13 +74,13 @@ class Workers:
     def _heard(self, beat: dict[str, Any]) -> None:
         self._beats[beat["worker_id"]] = beat
         # Judged by when the beat was heard here, not by the sender's clock.
-        self._silence.set(beat["worker_id"], self._clock() + DEAD_AFTER_MS)
+        self._silence.set(beat["worker_id"], self._steady() + DEAD_AFTER_MS)
 
     async def _died(self, worker_ids: list[str]) -> None:
         if not self._stores.connection.is_up:
             # Nobody can be heard now; whoever lives gets its full time once NATS is back.
             for worker_id in worker_ids:
-                self._silence.set(worker_id, self._clock() + DEAD_AFTER_MS)
+                self._silence.set(worker_id, self._steady() + DEAD_AFTER_MS)
             return
         for worker_id in worker_ids:
             self._beats.pop(worker_id, None)
@@ -95,7 +96,7 @@ class Workers:
                     await self._settler.take_back(claim.record.id, failure)
                 except (OJSError, Unavailable) as error:
                     log.info("requeue is tried again: %s", error, extra={"ojs.job_id": claim.record.id})
-                    self._silence.set(worker_id, self._clock() + 1000)
+                    self._silence.set(worker_id, self._steady() + 1000)
 
     def directive(self, worker_id: str) -> str:
         """What the operator wants of this worker: running, quiet or terminate."""

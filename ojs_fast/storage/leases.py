@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import logging
 import time
+from collections import deque
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -23,6 +24,7 @@ log = logging.getLogger(__name__)
 
 RENEW_S = 1.0
 DEAD_AFTER_S = 4.0
+REMEMBERED_S = 5.0
 LEADER_KEY = "leader"
 NODE_PREFIX = "node."
 
@@ -42,6 +44,8 @@ class Leases:
         self._seen: dict[str, tuple[dict[str, Any], int, float]] = {}
         self._leader_revision = 0
         self._started_ms = now_ms()
+        # A jump of the clock must not hide what was written before it: the earliest of the last renewals counts.
+        self._renewals: deque[int] = deque([self._started_ms], maxlen=round(REMEMBERED_S / RENEW_S))
         self._task: asyncio.Task[None] | None = None
         self._elected: Callable[[], Awaitable[None]] | None = None
         self._deposed: Callable[[], Awaitable[None]] | None = None
@@ -106,13 +110,14 @@ class Leases:
         self._seen.pop(NODE_PREFIX + node_id, None)
 
     async def _renew(self, *, closed: bool = False) -> None:
+        self._renewals.append(self._now_ms())
         await self._bucket.put(
             NODE_PREFIX + self.node_id,
             {
                 "node_id": self.node_id,
                 "boot_id": self._boot_id,
                 "started_ms": self._started_ms,
-                "renewed_ms": self._now_ms(),
+                "renewed_ms": min(self._renewals),
                 "closed": closed,
             },
         )

@@ -23,6 +23,8 @@ HEAD = (
     "Content-Length: {size}\r\n\r\n"
 )
 PAUSE_S = 0.02
+# Each kill that meets a job while it is active costs it a run, and three (the default) can meet one job.
+RETRY = {"max_attempts": 1000}
 
 _numbers = itertools.count(1)
 
@@ -77,13 +79,14 @@ class Http:
     async def enqueue(self, queue: str, **fields: Any) -> str:
         """Enqueue a job and return its id. Raises Broken, also for a refusal by 503."""
         status, body = await self.call(
-            "POST", "/jobs", {"type": "load.job", "args": [1], "options": {"queue": queue}, **fields}
+            "POST", "/jobs", {"type": "load.job", "args": [1], "options": {"queue": queue, "retry": RETRY}, **fields}
         )
         return str(_checked(status, body, 201)["job"]["id"])
 
     async def enqueue_batch(self, queue: str, count: int) -> list[str]:
         """Enqueue many jobs and return their ids. Raises Broken."""
-        jobs = [{"type": "load.job", "args": [number], "options": {"queue": queue}} for number in range(count)]
+        options = {"queue": queue, "retry": RETRY}
+        jobs = [{"type": "load.job", "args": [number], "options": options} for number in range(count)]
         status, body = await self.call("POST", "/jobs/batch", {"jobs": jobs})
         return [job["id"] for job in _checked(status, body, 201)["jobs"]]
 
