@@ -92,6 +92,8 @@ class _Field:
                     high = 7  # SAT-SUN
                 if high < low:
                     raise ScheduleError("expression", f"{self.name} range '{body}' ends before it starts")
+                if high == low:
+                    return str(low)  # croniter reads `0-0` as `*`
                 body = f"{low}-{high}"
             else:
                 # `5/15` means from 5 on; croniter reads it as 5 alone unless the end is named.

@@ -1,14 +1,19 @@
-"""Every official case of levels 0 and 1 must pass against a real server.
+"""Every official case of the levels that are done must pass against a real server.
 
 The cases are looked for beside the repository; OJS_CONFORMANCE_DIR names another directory that holds
-`level-0-core` and `level-1-reliable`.
+`level-0-core` and the others. Those that wait for a minute or two run all at once, on a server each.
 """
 
+import asyncio
 import os
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+
+from tests.conftest import RESET
+from tests.support.server import Server
 
 from .cases import Case, known_defect, load
 from .report import failure_lines
@@ -16,7 +21,8 @@ from .runner import Runner, Verdict, connect
 
 DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "suites"
 SUITES = Path(os.environ.get("OJS_CONFORMANCE_DIR") or DEFAULT)
-LEVELS = ("level-0-core", "level-1-reliable")
+LEVELS = ("level-0-core", "level-1-reliable", "level-2-scheduled")
+LONG_MS = 20_000
 
 pytestmark = pytest.mark.conformance
 
@@ -30,7 +36,12 @@ def parameters(directory: Path) -> list[Any]:
     if not directory.is_dir():
         skip = pytest.mark.skip(reason=f"no cases at {directory}; OJS_CONFORMANCE_DIR names another place")
         return [pytest.param(None, id=directory.name, marks=skip)]
-    return [pytest.param(case, id=case.key, marks=marks(case)) for case in load([directory])]
+    return [pytest.param(case, id=case.key, marks=marks(case)) for case in load([directory]) if not is_long(case)]
+
+
+def is_long(case: Case) -> bool:
+    """Whether the case mostly waits."""
+    return sum(step.delay_ms for step in case.steps) > LONG_MS
 
 
 def marks(case: Case) -> list[pytest.MarkDecorator]:
@@ -43,7 +54,24 @@ def marks(case: Case) -> list[pytest.MarkDecorator]:
 @pytest.mark.parametrize("case", [one for level in LEVELS for one in parameters(SUITES / level)])
 async def test_an_official_case_passes(case: Case, ojs_server_url: str) -> None:
     """The server answers every step as the case demands."""
-    async with connect(ojs_server_url) as client:
+    await judge(case, ojs_server_url)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(400)
+async def test_the_official_cases_that_take_long_pass(fresh_server: Callable[..., Server]) -> None:
+    """Side by side, each on a server of its own, because the state is wiped before each case."""
+    directories = [SUITES / level for level in LEVELS if (SUITES / level).is_dir()]
+    cases = [case for case in load(directories) if is_long(case)] if directories else []
+    if not cases:
+        pytest.skip(f"no cases at {SUITES}; OJS_CONFORMANCE_DIR names another place")
+    servers = [await asyncio.to_thread(fresh_server, env=RESET) for _ in cases]
+    await asyncio.gather(*(judge(case, one.url) for case, one in zip(cases, servers, strict=True)))
+
+
+async def judge(case: Case, url: str) -> None:
+    """Run one case; anything but success raises."""
+    async with connect(url) as client:
         runner = Runner(client)
         result = await runner.run_case(case)
     if runner.warnings:
