@@ -8,6 +8,7 @@ _QUEUE_RE = _re.compile(r"[a-z0-9][a-z0-9\-.]*")
 cdef int _MAX_TYPE = 255
 cdef int _MAX_QUEUE = 128
 cdef int _MAX_META_BYTES = 65536
+cdef int64_t _MAX_RESULT_TTL_S = 3153600000  # 100 years
 cdef int64_t _MAX_INTERVAL_MS = 3153600000000  # 100 years, the bound of every duration
 
 # Members of the job that only the server sets; a client's values are ignored.
@@ -20,7 +21,7 @@ cdef frozenset _SERVER_MANAGED = frozenset((
 cdef frozenset _OPTION_KEYS = frozenset((
     "queue", "priority", "timeout_ms", "delay_until", "scheduled_at", "expires_at", "retry",
     "retry_policy", "unique", "tags", "visibility_timeout_ms", "visibility_timeout", "timeout", "metadata",
-    "rate_limit", "pending",
+    "rate_limit", "pending", "result_ttl",
 ))
 cdef frozenset _POLICY_KEYS = frozenset((
     "max_attempts", "initial_interval", "initial_interval_ms", "backoff_coefficient", "max_interval",
@@ -351,6 +352,23 @@ cdef int _durations(_Fields f, Record record, list body) except -1:
     return 0
 
 
+cdef int _result_ttl(_Fields f, Record record, list body) except -1:
+    cdef bytes raw = f.option("result_ttl")
+    if raw:
+        # -1 = for ever, 0 = the result is not kept (ojs-results section 7.1).
+        _remember(record, "ttl", _int_field(raw, f.path("result_ttl"), -1, _MAX_RESULT_TTL_S))
+        body.append(b',"result_ttl":')
+        body.append(raw)
+    return 0
+
+
+cdef int _remember(Record record, str feature, object value) except -1:
+    if record.extra is None:
+        record.extra = {}
+    (<dict>record.extra)[feature] = value
+    return 0
+
+
 cdef int _retry(_Fields f, Record record, list body) except -1:
     cdef str key = "retry"
     cdef bytes raw = f.option(key)
@@ -427,6 +445,7 @@ cdef Record _build_record(_Fields f, int64_t now_ms, object new_id):
     _times(f, record, body, now_ms)
     _durations(f, record, body)
     _retry(f, record, body)
+    _result_ttl(f, record, body)
     _objects(f, body)
     raw = f.option("pending")
     if raw == b"true":

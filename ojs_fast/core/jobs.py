@@ -11,11 +11,12 @@ from ojs_fast.config import Settings
 from ojs_fast.core.claims import Claims
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
-from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.propagate import WAITING, Propagator
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import (
     BackendUnavailable,
+    Conflict,
     Duplicate,
     InvalidPayload,
     InvalidRequest,
@@ -45,7 +46,14 @@ class Retention:
         self._settings = settings
 
     def ttl_s(self, record: _core.Record) -> int:
-        """The TTL to write a record with."""
+        """The TTL to write a record with: the job's own `result_ttl`, else its state's setting.
+
+        A dead letter stays for as long as dead letters do, so that it can be retried.
+        """
+        if record.extra is not None and "ttl" in record.extra and not record.dead_letter:
+            ttl_s: int = record.extra["ttl"]
+            if ttl_s and _core.is_terminal(record.state):
+                return max(0, ttl_s)
         if record.state == "completed":
             return self._settings.retention_completed_s
         if record.state == "cancelled":
@@ -148,7 +156,8 @@ class Jobs:
         except (ValueError, TypeError) as error:
             raise refused(error) from None
         record.node_id = self._node_id
-        record.extra = extra
+        if extra is not None:
+            record.extra = {**(record.extra or {}), **extra}
         stored = record.serialize()
         self._refuse_oversize(len(stored))
         await self._queues.ensure(record.queue, record.priority)
@@ -261,13 +270,17 @@ class Jobs:
         """The public JSON of a job. A job past its `expires_at` is discarded first. Raises OJSError."""
         record, stored, _ = await self.load(job_id)
         if self.is_past(record):
-            record, stored = await self.change(job_id, "expire", lambda r, now: r.expire(now))
-            self._events.job("job.expired", record)
+            try:
+                record, stored = await self.change(job_id, "expire", lambda r, now: r.expire(now))
+            except Conflict:  # the leader, a worker or another read was faster
+                _, stored, _ = await self.load(job_id)
+            else:
+                self._events.job("job.expired", record)
         return _core.public_job(stored)
 
     def is_past(self, record: _core.Record) -> bool:
         """True when a waiting job must not run any more."""
-        return 0 < record.expires_ms <= self._clock() and record.state in ("available", "scheduled", "retryable")
+        return 0 < record.expires_ms <= self._clock() and record.state in WAITING
 
     # -- change ----------------------------------------------------------------------------------
 

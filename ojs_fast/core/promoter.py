@@ -1,11 +1,14 @@
 """Promote: scheduled and retryable jobs become available at the due instant. Runs on the leader only.
 
+What waits past its `expires_at` is discarded by the same means.
+
 Being the leader is an optimisation: every promotion is a compare-and-set, so two leaders at once
 (across a takeover) promote each job once.
 """
 
 import asyncio
 import logging
+from collections.abc import Callable
 from functools import partial
 
 import orjson
@@ -14,7 +17,7 @@ from ojs_fast import _core
 from ojs_fast.core.clock import Deadlines, NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Retention
-from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.propagate import WAITING, Propagator
 from ojs_fast.core.stores import Stores
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Watch
@@ -27,8 +30,34 @@ RETRY_LATER_MS = 500
 ID_LENGTH = 36  # a key starts with the job id
 
 
+def _scheduled_key(record: _core.Record) -> str:
+    return record.id if record.state == "scheduled" else ""
+
+
+def _retry_key(record: _core.Record) -> str:
+    return names.attempt_key(record.id, record.attempt) if record.state == "retryable" else ""
+
+
+def _expiry_key(record: _core.Record) -> str:
+    return record.id if record.state in WAITING and record.expires_ms else ""
+
+
+#: The indexes, and the key that a record has in each of them while it waits there, "" when it does not.
+_KEYS: dict[str, Callable[[_core.Record], str]] = {
+    names.SCHEDULED: _scheduled_key,
+    names.RETRY: _retry_key,
+    names.EXPIRY: _expiry_key,
+}
+
+
+def _due_ms(bucket: str, record: _core.Record) -> int:
+    if bucket == names.EXPIRY:
+        return record.expires_ms
+    return record.scheduled_ms if bucket == names.SCHEDULED else record.next_attempt_ms
+
+
 class Promoter:
-    """Follows the two indexes while this node leads."""
+    """Follows the indexes of due times while this node leads."""
 
     def __init__(
         self,
@@ -45,7 +74,7 @@ class Promoter:
         self._propagator = propagator
         self._node_id = node_id
         self._clock = clock
-        self._due = {bucket: self._deadlines(bucket) for bucket in (names.SCHEDULED, names.RETRY)}
+        self._due = {bucket: self._deadlines(bucket) for bucket in _KEYS}
         self._watches: list[Watch] = []
 
     def _deadlines(self, bucket: str) -> Deadlines:
@@ -112,13 +141,17 @@ class Promoter:
     def _start(
         self, bucket: str, key: str, found: tuple[bytes, int] | None
     ) -> tuple[str, _core.Record, bytes, int, int, "asyncio.Future[PubAck]"] | None:
-        """Send the promotion of one job; None when its record says that there is nothing to promote."""
-        record = _core.Record.parse(found[0]) if found else None
-        if found is None or record is None or key != _key_of(bucket, record):
+        """Send the change of one job; None when its record says that there is nothing to do."""
+        try:
+            record = _core.Record.parse(found[0]) if found else None
+        except ValueError as error:
+            log.error("a foreign record in ojs-jobs is left alone: %s", error, extra={"key": key})
+            record = None
+        if found is None or record is None or key != _KEYS[bucket](record):
             self._stores.outbox.delete(bucket, key)
             return None
         now_ms = self._clock()
-        due_ms = record.scheduled_ms if record.state == "scheduled" else record.next_attempt_ms
+        due_ms = _due_ms(bucket, record)
         if due_ms > now_ms:
             self._due[bucket].set(key, due_ms)
             return None
@@ -131,10 +164,3 @@ class Promoter:
         ttl_s = self._retention.ttl_s(record)
         pending = self._stores.records.start_replace(record.id, stored, revision, ttl_s)
         return key, record, stored, revision, ttl_s, pending
-
-
-def _key_of(bucket: str, record: _core.Record) -> str:
-    """The key that this record has in an index while it waits there, "" when it does not."""
-    if bucket == names.SCHEDULED:
-        return record.id if record.state == "scheduled" else ""
-    return names.attempt_key(record.id, record.attempt) if record.state == "retryable" else ""

@@ -19,6 +19,8 @@ from ojs_fast.storage.errors import RevisionConflict, Unavailable
 log = logging.getLogger(__name__)
 
 AT_ONCE = 200
+# The states in which `expires_at` ends a job.
+WAITING = ("available", "scheduled", "retryable")
 
 
 def dead_key(record: _core.Record) -> str:
@@ -66,6 +68,8 @@ class Propagator:
                 follower = self._followers.get(feature)
                 if follower is not None:
                     follower(record, revision)
+        if record.expires_ms:
+            self._follow_expiry(record)
         if record.state == "available":
             return self._stores.work.publish(record.queue, record.priority, _core.work_message(revision, stored))
         outbox = self._stores.outbox
@@ -81,6 +85,12 @@ class Propagator:
                 self._dead_letter_ttl_s,
             )
         return None
+
+    def _follow_expiry(self, record: _core.Record) -> None:
+        if record.state in WAITING:
+            self._stores.outbox.put(names.EXPIRY, record.id, {"due_ms": record.expires_ms})
+        elif _core.is_terminal(record.state):
+            self._stores.outbox.delete(names.EXPIRY, record.id)
 
     async def followed(self, record: _core.Record, stored: bytes, revision: int) -> None:
         """`follow`, and wait until the work message is acknowledged; a lost one is repaired later."""

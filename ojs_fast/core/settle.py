@@ -51,7 +51,12 @@ class Settler:
 
     async def ack(self, job_id: str, worker_id: str, result: bytes) -> Settled:
         """`active` → completed, one round trip on the claiming node. Raises OJSError, Unavailable."""
-        record, stored = await self._settle(job_id, worker_id, "ack", lambda r, now: r.complete(now, result))
+
+        def apply(record: _core.Record, now_ms: int) -> None:
+            keeps_no_result = record.extra is not None and record.extra.get("ttl") == 0
+            record.complete(now_ms, b"" if keeps_no_result else result)
+
+        record, stored = await self._settle(job_id, worker_id, "ack", apply)
         duration_ms = record.ended_ms - record.started_ms
         self._events.job("job.completed", record, f',"duration_ms":{duration_ms}')
         return record, stored

@@ -22,11 +22,12 @@ WORKFLOWS = "ojs-workflows"
 QUEUES = "ojs-queues"
 SCHEDULED = "ojs-scheduled"
 RETRY = "ojs-retry"
+EXPIRY = "ojs-expiry"
 DEAD = "ojs-dead"
 ACTIVE = "ojs-active"
 NODES = "ojs-nodes"
 
-BUCKETS = (JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, DEAD, ACTIVE, NODES)
+BUCKETS = (JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, EXPIRY, DEAD, ACTIVE, NODES)
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + "-")
 

@@ -163,6 +163,7 @@ ENQUEUE = rows(
     ("options.unique", option("unique"), NO_OBJECT),
     ("options.rate_limit", option("rate_limit"), NO_OBJECT),
     ("options.pending", option("pending"), NO_BOOLEAN),
+    ("options.result_ttl", option("result_ttl"), (*NO_INTEGER, "-2", "3153600001")),
 )
 
 RETRY = rows(
@@ -932,7 +933,7 @@ def test_null_means_absent(api: Api) -> None:
     """Every optional field may be null."""
     queue = unique_queue()
     names = ("priority", "timeout_ms", "delay_until", "scheduled_at", "expires_at", "retry", "unique", "tags")
-    more = ("visibility_timeout_ms", "metadata", "rate_limit", "pending")
+    more = ("visibility_timeout_ms", "metadata", "rate_limit", "pending", "result_ttl")
     options = {"queue": queue, **dict.fromkeys((*names, *more))}
     stored = api.call(
         "POST", "/jobs", {"type": "null.job", "args": [], "id": None, "meta": None, "schema": None, "options": options}

@@ -147,24 +147,48 @@ async def test_retries_come_though_the_clock_goes_on(node: Node, wall: WallClock
 
 
 async def test_expired_jobs_are_discarded_without_anybody_asking(node: Node, wall: WallClock) -> None:
-    """`expires_at` is kept by a fetch, by a read and for scheduled jobs in the background."""
-    fetched = await enqueue(node, expires_at="+PT10M")
-    read = await enqueue(node, expires_at="+PT10M")
-    waiting = await enqueue(node, scheduled_at="+PT20M", expires_at="+PT10M")
+    """`expires_at` ends what waits in any state, long before a scheduled job would be due; running jobs go on."""
+    available = await enqueue(node, expires_at="+PT10M")
+    [running] = await fetch(node)
+    assert running["id"] == available
+    available = await enqueue(node, expires_at="+PT10M")
+    scheduled = await enqueue(node, scheduled_at="+PT10H", expires_at="+PT10M")
+    later = await enqueue(node, expires_at="+PT10H")
     wall.jump(0.5)
-    assert await state(node, read, "discarded")
-    assert await fetch(node) == []
-    for job_id in (fetched, waiting):
+    for job_id in (available, scheduled):
         await eventually(partial(stored_state, node, job_id, "discarded"), "it is discarded")
-    job = orjson.loads(await node.jobs.get(waiting))
+    job = orjson.loads(await node.jobs.get(scheduled))
     assert "discarded_at" in job
     assert "completed_at" not in job
 
     async def told() -> bool:
         events, _, _ = await node.events.read(after="", types=["job.expired"], queues=[], job_types=[], limit=10)
-        return {event["subject"] for event in events} == {fetched, read, waiting}
+        return {event["subject"] for event in events} == {available, scheduled}
 
     await eventually(told, "job.expired is announced")
+    assert [job["id"] for job in await fetch(node)] == [later]
+    # Given back too late it has no more time.
+    await node.settler.nack(running["id"], "w", retry.Failure("x", "x", "it failed"), requeue=True)
+    await eventually(partial(stored_state, node, running["id"], "discarded"), "it is discarded")
+    assert await fetch(node) == []
+
+
+@pytest.mark.parametrize("how", ["fetch", "read"])
+async def test_nobody_gets_an_expired_job(nats: Nats, wall: WallClock, how: str) -> None:
+    """A fetch and a read look at `expires_at` themselves, also on a node that does not lead."""
+    leader, node = (Node(Settings.from_env({}), clock=clock) for clock in (lambda: 1_700_000_000_000, wall))
+    await leader.open([nats.url])
+    await node.open([nats.url])
+    try:
+        job_id = await enqueue(node, expires_at="+PT10M")
+        wall.jump(0.5)
+        if how == "read":
+            assert await state(node, job_id, "discarded")
+        assert await fetch(node) == []
+        await eventually(partial(stored_state, node, job_id, "discarded"), "it is discarded")
+    finally:
+        await node.close()
+        await leader.close()
 
 
 async def stored_state(node: Node, job_id: str, expected: str) -> bool:
