@@ -36,6 +36,8 @@ groups of rows:
   ceiling   one process that only writes to JetStream: a record created, then its work message, each acknowledged;
             over ojs-fast's own connection and over nats-py's public API; 64 and 256 jobs in flight
   batch     batches of 100 (4 connections) and of 1000 (2); ratio to the best ceiling figure of the round
+  scheduled jobs due at an even rate (p50, p99: how late a worker gets them, enqueue and fetch included) and very
+            many due at once (rate: promotions; p50, p99: single enqueues meanwhile)
 """
 
 EPILOG = """\

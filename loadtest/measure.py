@@ -12,7 +12,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest import clients, cpu, plan, servers
+from loadtest import clients, cpu, plan, scheduled, servers
 from loadtest.generator import GRACE_S, Load, LoadSpec, Timing
 from loadtest.servers import Running
 
@@ -62,6 +62,7 @@ class Bench:
             "fetch": self._fetch,
             "ceiling": self._ceiling,
             "batch": self._batch,
+            "scheduled": self._scheduled,
         }
         for group in groups if number % 2 else reversed(groups):
             steps[group]()
@@ -96,6 +97,22 @@ class Bench:
             for fetch in plan.FETCHES:
                 enqueued = self._preload(server, fetch.key, round(PRELOAD_PER_S[fetch.count] * self._seconds))
                 self._work(server, fetch, enqueued)
+
+    def _scheduled(self) -> None:
+        with self._running(servers.OJS) as server:
+            self._warm_up(server, "/ojs/v1/jobs", plan.job("warm-up"))
+            meter = cpu.Meter(server.server_pids, server.nats_pids)
+            late = scheduled.steady(server.port, plan.STEADY, plan.DUE_PER_S, self._seconds)
+            self._keep(self._lateness(plan.STEADY, late, meter.read()))
+            meter = cpu.Meter(server.server_pids, server.nats_pids)
+            late = scheduled.storm(server.port, plan.STORM, plan.STORM_JOBS)
+            self._keep(self._lateness(plan.STORM, late, meter.read()))
+
+    def _lateness(self, row: str, late: scheduled.Lateness, usage: cpu.Usage) -> Sample:
+        return Sample(
+            row, self._round, late.jobs / late.seconds, late.p50_ms, late.p99_ms, usage.server_s / late.jobs * 1e6,
+            usage.nats_s / late.jobs * 1e6,
+        )  # fmt: skip
 
     def _ceiling(self) -> None:
         command = [sys.executable, "-m", "loadtest.ceiling", f"--seconds={self._seconds}"]

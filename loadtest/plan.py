@@ -36,6 +36,10 @@ JOB = (
 #: About what the server stores for `JOB`, so that the raw ceiling moves as many bytes as the batches do.
 RECORD_BYTES = 600
 
+DUE_PER_S = 1000
+STORM_JOBS = 100_000
+STEADY, STORM = "scheduled-steady", "scheduled-storm"
+
 #: The pseudo row that batches are compared with: the best ceiling figure of the round.
 CEILING = "ceiling"
 
@@ -65,7 +69,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Target:
-    """One figure that issue 3 asks for: `measure` is `ratio` or `p99_ms`; `at_least` or else at most."""
+    """One figure that is asked for: `measure` is `ratio`, `rate`, `p50_ms` or `p99_ms`; `at_least` or else at most."""
 
     row: str
     measure: str
@@ -104,6 +108,10 @@ def _rows() -> list[Row]:
         Row(f"batch-{count}", "batch", f"batch of {count}, {_plural(c, 'connection')}", "jobs/s", CEILING)
         for count, c in BATCHES
     ]
+    rows += [
+        Row(STEADY, "scheduled", f"scheduled, {DUE_PER_S:,} due per s: lateness", "jobs/s"),
+        Row(STORM, "scheduled", f"scheduled, {STORM_JOBS:,} due at once: enqueue", "jobs/s"),
+    ]
     return rows
 
 
@@ -111,7 +119,7 @@ ROWS = _rows()
 
 #: The order of a round; every second round runs backwards, so that a drift of the machine favours nobody.
 #: Each subject stands beside its baseline.
-GROUPS = ("enqueue", "echo", "fetch", "ceiling", "batch")
+GROUPS = ("enqueue", "echo", "fetch", "ceiling", "batch", "scheduled")
 
 #: What a group's ratios need.
 BASELINE_GROUPS = {"enqueue": "echo", "fetch": "echo", "batch": "ceiling"}
@@ -121,6 +129,10 @@ TARGETS = (
     Target("batch-100", "ratio", 0.6, "batches of 100, of the raw JetStream ceiling"),
     Target("fetch-10", "ratio", 0.35, "fetch 10 + acks, jobs per echo request"),
     Target("enqueue-8", "p99_ms", 10.0, "p99 of enqueue at 8 connections, ms", at_least=False),
+    Target(STEADY, "p50_ms", 10.0, "scheduled jobs late, 1,000 due per s, p50, ms", at_least=False),
+    Target(STEADY, "p99_ms", 50.0, "scheduled jobs late, 1,000 due per s, p99, ms", at_least=False),
+    Target(STORM, "rate", 10_000.0, "100,000 scheduled jobs due at once, promoted per s"),
+    Target(STORM, "p99_ms", 100.0, "p99 of enqueue meanwhile, ms", at_least=False),
 )
 
 
