@@ -7,6 +7,7 @@ from ojs_fast.api.dead_letters import DeadLetterHandlers
 from ojs_fast.api.http import Reply, Request
 from ojs_fast.api.jobs import JobHandlers
 from ojs_fast.api.queues import QueueHandlers
+from ojs_fast.api.rate_limits import RateLimitHandlers
 from ojs_fast.api.system import SystemHandlers
 from ojs_fast.api.workers import WorkerHandlers
 
@@ -29,6 +30,7 @@ def routes(
     workers: WorkerHandlers,
     dead_letters: DeadLetterHandlers,
     queues: QueueHandlers,
+    rate_limits: RateLimitHandlers,
     system: SystemHandlers,
     *,
     with_reset: bool,
@@ -60,6 +62,10 @@ def routes(
         Route("GET", V1 + "/queues/{name}", queues.get),
         Route("POST", V1 + "/queues/{name}/pause", queues.pause),
         Route("POST", V1 + "/queues/{name}/resume", queues.resume),
+        Route("GET", V1 + "/rate-limits", rate_limits.list),
+        Route("GET", V1 + "/rate-limits/{key}", rate_limits.get),
+        Route("PUT", V1 + "/rate-limits/{key}", rate_limits.put),
+        Route("DELETE", V1 + "/rate-limits/{key}", rate_limits.delete),
         Route("GET", V1 + "/events", system.read_events),
         Route("GET", V1 + "/admin/workers", system.list_workers),
         Route("POST", V1 + "/admin/workers/{id}/quiet", system.direct("quiet")),

@@ -4,6 +4,8 @@ import base64
 import binascii
 from typing import Any
 
+import orjson
+
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
 from ojs_fast.errors import InvalidRequest
@@ -34,6 +36,20 @@ class Events:
                 f'"attempt":{record.attempt},"timestamp":"{time}"{extra}}}}}'
             ).encode(),
         )
+
+    def announce(self, event_type: str, subject: str, data: dict[str, Any]) -> None:
+        """Announce what is not a change of one job's state."""
+        now_ms = self._clock()
+        event = {
+            "specversion": "1.0",
+            "id": f"evt_{self._ids.next(now_ms)}",
+            "type": event_type,
+            "source": self._source,
+            "time": _core.format_rfc3339_ms(now_ms),
+            "subject": subject,
+            "data": data,
+        }
+        self._log.append(event_type, orjson.dumps(event))
 
     async def read(
         self, *, after: str, types: list[str], queues: list[str], job_types: list[str], limit: int

@@ -14,7 +14,7 @@ from ojs_fast import _core
 from ojs_fast.core.clock import Deadlines, NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Retention
-from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.propagate import Propagator, scheduled_key
 from ojs_fast.core.stores import Stores
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Watch
@@ -127,5 +127,5 @@ class Promoter:
 def _key_of(bucket: str, record: _core.Record) -> str:
     """The key that this record has in an index while it waits there, "" when it does not."""
     if bucket == names.SCHEDULED:
-        return record.id if record.state == "scheduled" else ""
+        return scheduled_key(record) if record.state == "scheduled" else ""
     return names.attempt_key(record.id, record.attempt) if record.state == "retryable" else ""

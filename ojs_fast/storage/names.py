@@ -9,6 +9,9 @@ WORK_STREAM = "OJS"
 EVENT_STREAM = "OJS_EVENTS"
 STATS_STREAM = "OJS_STATS"
 
+# Plain NATS: nodes tell one another which limit key they changed.
+LIMITS_SUBJECT = "ojs.limits"
+
 WORK_SUBJECTS = ["ojs.queue.>"]
 EVENT_SUBJECTS = ["ojs.events.>"]
 STATS_SUBJECTS = ["ojs-stats.>"]
@@ -24,8 +27,9 @@ RETRY = "ojs-retry"
 DEAD = "ojs-dead"
 ACTIVE = "ojs-active"
 NODES = "ojs-nodes"
+LIMITS = "ojs-limits"
 
-BUCKETS = (JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, DEAD, ACTIVE, NODES)
+BUCKETS = (JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, DEAD, ACTIVE, NODES, LIMITS)
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + "-")
 
