@@ -23,9 +23,9 @@ from ojs_fast.storage.work import WorkMessage
 log = logging.getLogger(__name__)
 
 
-# How far one fetch looks past jobs that wait for a limit: messages per pull, rounds without enough jobs.
+# Looking past jobs that wait for a limit: messages per pull at most, and how often in vain.
 REACH = 100
-ROUNDS = 20
+ROUNDS_IN_VAIN = 20
 
 
 @dataclass(slots=True)
@@ -102,8 +102,8 @@ class Fetcher:
         reservation_ms: int,
         claimed: list[tuple[_core.Record, bytes]],
     ) -> None:
-        reach = rounds = 0
-        while len(claimed) < count and rounds < ROUNDS:
+        reach = in_vain = 0
+        while len(claimed) < count and in_vain < ROUNDS_IN_VAIN:
             wanted = count - len(claimed)
             asked = max(wanted, reach)
             messages = await self._stores.work.pull(queue, level, asked)
@@ -111,10 +111,11 @@ class Fetcher:
                 return
             works = opened = [work for message in messages if (work := self._open(message))]
             if reach or any(work.limits for work in works):
+                before = self._limits.put_aside
                 works = await self._limits.admit(opened, wanted)
+                in_vain += self._limits.put_aside == before and not works
                 if len(works) < min(wanted, len(opened)):
-                    reach = REACH
-                    rounds += 1
+                    reach = min(REACH, asked * 4)
             under_way = [self._start_claim(work, worker_id, reservation_ms) for work in works]
             for claiming in under_way:
                 if await self._finish_claim(claiming):

@@ -27,6 +27,7 @@ log = logging.getLogger(__name__)
 ATTEMPTS = 200
 MAX_IDLE_KEYS = 20_000
 RETRY_S = 0.1
+LATER_S = 5.0
 
 # Changes a state; True when there is something to write.
 Change = Callable[[LimitState, float], bool]
@@ -67,10 +68,18 @@ class _Return:
     started_ms: float
 
 
+@dataclass(slots=True, frozen=True)
+class _Look:
+    pass
+
+
 @dataclass(slots=True)
 class _Edit:
     change: Change
     future: "asyncio.Future[None]"
+
+
+_Operation = _Ask | _Return | _Look | _Edit
 
 
 @dataclass(slots=True)
@@ -93,7 +102,7 @@ class LimitKey:
     verified_s: float = 0
     # Where the next rescheduled job goes.
     slot_ms: float = 0
-    operations: "list[_Ask | _Return | _Edit]" = field(default_factory=list)
+    operations: list[_Operation] = field(default_factory=list)
     task: "asyncio.Task[None] | None" = None
 
     def refusal(self, limit: Limit, clock_ms: float) -> Refusal | None:
@@ -173,7 +182,7 @@ class LimitKeys:
 
     def look(self, name: str) -> None:
         """Bring the view of a key up to date; `changed` is called then."""
-        self._add(self.get(name), _Return("", "", 0))
+        self._add(self.get(name), _Look())
 
     async def edit(self, name: str, change: Change) -> None:
         """Change an entry. Raises Unavailable."""
@@ -197,7 +206,7 @@ class LimitKeys:
         ttl_s = state.ttl_s(self._clock.now_ms())
         self._stores.outbox.put(names.LIMITS, names.encode_token(limit.key), state.as_json(), ttl_s, only_new=True)
 
-    def _add(self, key: LimitKey, operation: _Ask | _Return | _Edit) -> None:
+    def _add(self, key: LimitKey, operation: _Operation) -> None:
         key.operations.append(operation)
         if key.task is None:
             key.task = asyncio.get_running_loop().create_task(self._run(key))
@@ -215,15 +224,21 @@ class LimitKeys:
                     self._fail(key, operations, error)
                     await asyncio.sleep(RETRY_S)
                     await self._stores.connection.wait_up()
+                except Exception as error:
+                    # A foreign entry, or a mistake of ours: those who wait must hear of it.
+                    log.exception("the limit '%s' could not be changed", key.name)
+                    self._fail(key, operations, error)
+                    await asyncio.sleep(LATER_S)
         finally:
             key.task = None
 
-    def _fail(self, key: LimitKey, operations: "list[_Ask | _Return | _Edit]", error: Exception) -> None:
+    def _fail(self, key: LimitKey, operations: list[_Operation], error: Exception) -> None:
         # Nobody knows whether the write was applied, so what was asked for is given back.
-        again: list[_Ask | _Return | _Edit] = []
+        again: list[_Operation] = []
         for operation in operations:
             if isinstance(operation, _Return):
                 again.append(operation)
+            if isinstance(operation, _Return | _Look):
                 continue
             if isinstance(operation, _Ask):
                 again.append(_Return(operation.job_id, operation.permit, 0))
@@ -231,7 +246,7 @@ class LimitKeys:
                 operation.future.set_exception(Unavailable(str(error)))
         key.operations[:0] = again
 
-    async def _apply(self, key: LimitKey, operations: "list[_Ask | _Return | _Edit]") -> None:
+    async def _apply(self, key: LimitKey, operations: list[_Operation]) -> None:
         for _ in range(ATTEMPTS):
             changes = key.changes
             if not key.trusted:
@@ -269,7 +284,7 @@ class LimitKeys:
         key.checked_s = time.monotonic()
 
     def _decide(
-        self, key: LimitKey, operations: "list[_Ask | _Return | _Edit]"
+        self, key: LimitKey, operations: list[_Operation]
     ) -> tuple[LimitState, float, dict[int, Verdict], bool]:
         """`(new state, now, verdicts by number of the operation, anything to write?)`."""
         first = next((op.limit for op in operations if isinstance(op, _Ask)), Limit(key.name))
@@ -283,13 +298,11 @@ class LimitKeys:
                 is_new |= verdicts[number].started_ms > 0
             elif isinstance(operation, _Return):
                 is_new |= state.give_back(operation.job_id, operation.permit, operation.started_ms)
-            else:
+            elif isinstance(operation, _Edit):
                 is_new |= operation.change(state, now_ms)
         return state, now_ms, verdicts, is_new
 
-    def _resolve(
-        self, key: LimitKey, operations: "list[_Ask | _Return | _Edit]", verdicts: dict[int, Verdict], changes: int
-    ) -> None:
+    def _resolve(self, key: LimitKey, operations: list[_Operation], verdicts: dict[int, Verdict], changes: int) -> None:
         for number, operation in enumerate(operations):
             if isinstance(operation, _Ask):
                 verdict = verdicts[number]

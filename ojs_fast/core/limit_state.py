@@ -68,7 +68,7 @@ class LimitState:
     spaced_ms: float = 0
     # Nothing starts before: a handler was told so by what it called (section 9.1).
     until_ms: float = 0
-    # The longest period in use on this key; older starts are forgotten.
+    # The longest period that a job of this key declared; older starts are forgotten.
     span_ms: int = 0
     # Tells one's own write from others'.
     writer: str = ""
@@ -199,8 +199,6 @@ class LimitState:
         self.span_ms = max(self.span_ms, limit.period_ms)
         while self.starts and self.starts[0][1] <= now_ms - self.span_ms:
             del self.starts[0]
-        if not self.starts:
-            self.span_ms = limit.period_ms
         if self.starts and now_ms - self.starts[-1][0] <= limit.period_ms / SLICES:
             self.starts[-1][1] = now_ms
             self.starts[-1][2] += 1

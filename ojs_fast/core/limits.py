@@ -78,6 +78,8 @@ class Limits:
         self.parking = Parking()
         # Permits whose claim is on its way: nobody may take them for lost.
         self.under_way: set[str] = set()
+        # Refused jobs that no fetch will meet again soon: each is passed over once.
+        self.put_aside = 0
         self._permits = itertools.count(1)
         self._rooms = Deadlines(clock, self._room)
         propagator.on_extra(LIMITS, self._declared)
@@ -232,11 +234,13 @@ class Limits:
             if key.waiting is None:
                 self._exceeded(one)
             key.waiting = one.limit
+            self.put_aside += 1
             if one.limit.on_limit != "wait":
                 others.append(one)
             elif key.changes != one.changes:
                 # Room may have come in the meantime, and nothing would wake the job any more.
                 self._stores.work.give_back(one.message)
+                self.put_aside -= 1
             elif self.parking.is_full:
                 self._stores.work.give_back_to(one.message.ack_subject, OVERFULL_MS)
             else:
