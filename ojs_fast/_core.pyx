@@ -14,4 +14,5 @@ include "_core_heap.pxi"      # timer heap
 include "_core_json.pxi"      # validation and member spans without decoding
 include "_core_record.pxi"    # a job's record: layout, splicing, transitions
 include "_core_envelope.pxi"  # enqueue requests: field rules, record
+include "_core_limits.pxi"    # limits on the start of jobs: options.rate_limit, overrides
 include "_core_wire.pxi"      # NATS client protocol: parsing and framing

@@ -385,7 +385,7 @@ cdef int _retry(_Fields f, Record record, list body) except -1:
     return 0
 
 
-cdef int _objects(_Fields f, list body) except -1:
+cdef int _objects(_Fields f, Record record, list body) except -1:
     cdef bytes raw
     cdef str key
     for key in ("unique", "rate_limit"):
@@ -395,6 +395,8 @@ cdef int _objects(_Fields f, list body) except -1:
                 raise EnvelopeError(f.path(key), _kind(raw), "an object")
             body.append(b',"' + key.encode() + b'":')
             body.append(raw)
+            if key == "rate_limit" and _json_submembers(raw, 0):
+                record.extra = {**(record.extra or {}), "limits": [parse_rate_limit(raw, record.queue, f.path(key))]}
     return 0
 
 
@@ -446,7 +448,7 @@ cdef Record _build_record(_Fields f, int64_t now_ms, object new_id):
     _durations(f, record, body)
     _retry(f, record, body)
     _result_ttl(f, record, body)
-    _objects(f, body)
+    _objects(f, record, body)
     raw = f.option("pending")
     if raw == b"true":
         record.state = "pending"

@@ -18,7 +18,7 @@ cdef Py_ssize_t _RECORD_LARGEST_OFFSET = 0xFFFFFF
 cdef int _ERRORS_KEPT = 25
 cdef frozenset _RECORD_STATES = frozenset(STATES)
 
-# Bits of `flags`: 1 = listed among the dead letters, 2 = expired before it ran.
+# Bits of `flags`: 1 = listed among the dead letters, 2 = expired before it ran, 4 = dropped before it ran.
 
 cpdef str quote_json(str text):
     """The JSON string for `text`."""
@@ -167,8 +167,8 @@ cdef class Record:
                 head += f',"cancelled_at":"{format_rfc3339_ms(self.ended_ms)}"'
             else:
                 head += f',"discarded_at":"{format_rfc3339_ms(self.ended_ms)}"'
-                # A job that failed for good also completed; one that expired never ran (L2-TTL-001).
-                if not self.flags & 2:
+                # A job that failed for good also completed; one that expired or was dropped never ran (L2-TTL-001).
+                if not self.flags & 6:
                     head += f',"completed_at":"{format_rfc3339_ms(self.ended_ms)}"'
         if self.retry_delay_ms:
             head += f',"retry_delay_ms":{self.retry_delay_ms}'
@@ -287,6 +287,32 @@ cdef class Record:
         self.flags |= 2
         self.ended_ms = now_ms
         self.next_attempt_ms = 0
+
+    def reschedule(self, int64_t due_ms):
+        """available → scheduled, to start at `due_ms`: a limit refuses its start now. No attempt counts."""
+        self.state = transition("reschedule", self.state)
+        self.scheduled_ms = due_ms
+        self.enqueued_ms = 0
+        self.worker_id = ""
+        self._reset_scheduled_at()
+
+    cdef int _reset_scheduled_at(self) except -1:
+        # What the client asked for was another time; the rest of what it sent stays as it is.
+        cdef bytes whole = b"{" + self.body[1:] + b"}"
+        cdef object span = _json_submembers(whole, 0).get("scheduled_at")
+        cdef Py_ssize_t start, end
+        if span is not None:
+            start, end = span
+            start = whole.rindex(b',"scheduled_at"', 0, start)
+            self.body = b"," + whole[1:start] + whole[end:len(whole) - 1]
+        self.body += b',"scheduled_at":"' + format_rfc3339_ms(self.scheduled_ms).encode() + b'"'
+        return 0
+
+    def drop(self, int64_t now_ms):
+        """available → discarded: a limit refuses its start, and the job is not worth waiting."""
+        self.state = transition("drop", self.state)
+        self.flags |= 4
+        self.ended_ms = now_ms
 
     def revive(self, int64_t now_ms):
         """discarded dead letter → available with all its runs back; the error history stays."""

@@ -36,6 +36,9 @@ cdef dict _states_table = {
     },
     "expire": {"scheduled": "discarded", "available": "discarded", "retryable": "discarded"},
     "dead_letter_retry": {"discarded": "available"},
+    # A limit refuses the start of a job whose on_limit says so (ojs-rate-limiting section 6.2).
+    "reschedule": {"available": "scheduled"},
+    "drop": {"available": "discarded"},
 }
 
 cdef dict _states_expected = {

@@ -27,6 +27,7 @@ from ojs_fast.api.http import (
 )
 from ojs_fast.api.jobs import JobHandlers
 from ojs_fast.api.queues import QueueHandlers
+from ojs_fast.api.rate_limits import RateLimitHandlers
 from ojs_fast.api.routes import Handler, Route, routes
 from ojs_fast.api.system import SystemHandlers
 from ojs_fast.api.workers import WorkerHandlers
@@ -131,6 +132,7 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
         DeadLetterHandlers(node.dead_letters),
         QueueHandlers(node.queues),
         CronHandlers(node.cron),
+        RateLimitHandlers(node.limit_admin),
         SystemHandlers(Health(node.connection), node.events, node.workers, node.resetter),
         with_reset=settings.enable_reset,
     )

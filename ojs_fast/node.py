@@ -18,6 +18,10 @@ from ojs_fast.core.dead_letters import DeadLetters
 from ojs_fast.core.events import Events
 from ojs_fast.core.fetch import Fetcher
 from ojs_fast.core.jobs import Jobs, Retention
+from ojs_fast.core.limit_admin import WAITING, LimitAdmin
+from ojs_fast.core.limit_refusals import RefusedJobs
+from ojs_fast.core.limit_upkeep import LimitUpkeep
+from ojs_fast.core.limits import Limits
 from ojs_fast.core.promoter import Promoter
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.queues import Queues
@@ -34,6 +38,7 @@ from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.event_log import EventLog
 from ojs_fast.storage.leases import Leases
 from ojs_fast.storage.records import Records
+from ojs_fast.storage.server_clock import ServerClock
 from ojs_fast.storage.work import WorkQueue
 
 log = logging.getLogger(__name__)
@@ -66,6 +71,13 @@ class Node:
         self.jobs = Jobs(
             self.stores, settings, self.queues, self.claims, self.events, self.propagator, self.node_id, clock
         )
+        server_clock = ServerClock(self.connection, names.LIMITS)
+        refused = RefusedJobs(
+            self.stores, Retention(settings), server_clock, self.events, self.propagator, self.node_id, clock
+        )
+        self.limits = Limits(self.stores, refused, server_clock, self.events, self.propagator, self.node_id, clock)
+        self.limit_upkeep = LimitUpkeep(self.stores, self.limits, self.leases, self.propagator, self.node_id)
+        self.limit_admin = LimitAdmin(self.stores, self.limits, self.leases, server_clock)
         self.fetcher = Fetcher(
             self.stores,
             settings,
@@ -74,17 +86,27 @@ class Node:
             self.jobs,
             self.events,
             self.propagator,
+            self.limits,
             self.node_id,
             clock,
         )
         self.settler = Settler(
-            self.stores, settings, self.claims, self.jobs, self.events, self.propagator, self.node_id, clock
+            self.stores,
+            settings,
+            self.claims,
+            self.jobs,
+            self.events,
+            self.propagator,
+            self.limits,
+            self.node_id,
+            clock,
         )
         self.workers = Workers(self.stores, self.claims, self.jobs, self.settler, self.node_id, clock, steady_ms)
         self.dead_letters = DeadLetters(self.stores, self.jobs, self.events)
         self.promoter = Promoter(self.stores, Retention(settings), self.events, self.propagator, self.node_id, clock)
         self.cron = Cron(self.stores, self.jobs, self.events, self.propagator, clock)
         self.reconciler = Reconciler(self.stores, self.leases, self.propagator, self.settler, clock)
+        self.reconciler.on_dead.append(self.limit_upkeep.reconcile)
         self.resetter = Resetter(self.stores, self.leases, self._forget)
         self._task: asyncio.Task[None] | None = None
 
@@ -101,6 +123,8 @@ class Node:
         await self.claims.open(self.settler.expire)
         await self.workers.open()
         await self.cron.open()
+        await self.limits.open()
+        await self.limit_upkeep.open()
         await self.connection.subscribe(names.node_subject(self.node_id), self._told)
         await self.leases.open(self._elected, self._deposed)
         self._task = asyncio.create_task(self._reconcile_loop())
@@ -114,6 +138,8 @@ class Node:
         await self._deposed()
         await self.cron.close()
         await self.workers.close()
+        await self.limit_upkeep.close()
+        await self.limits.close()
         await self.claims.close()
         await self.queues.close()
         await self.propagator.close()
@@ -144,9 +170,12 @@ class Node:
             await asyncio.sleep(RECONCILE_EVERY_S)
 
     async def _told(self, msg: Msg) -> None:
-        """Another node settled a job that this one holds, or resets everything."""
+        """Another node settled a job that this one holds, asks something, or resets everything."""
         if msg.data == RESET:
             await self.resetter.answer(msg)
+            return
+        if msg.data.startswith(WAITING):
+            await self.limit_admin.answer(msg)
             return
         job_id, _, revision = msg.data.decode("ascii", "replace").partition(" ")
         claim = self.claims.get(job_id)
@@ -161,6 +190,7 @@ class Node:
         self.promoter.forget()
         self.cron.forget()
         self.work.forget()
+        self.limits.forget()
 
     @property
     def uptime_s(self) -> int:

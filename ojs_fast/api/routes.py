@@ -8,6 +8,7 @@ from ojs_fast.api.dead_letters import DeadLetterHandlers
 from ojs_fast.api.http import Reply, Request
 from ojs_fast.api.jobs import JobHandlers
 from ojs_fast.api.queues import QueueHandlers
+from ojs_fast.api.rate_limits import RateLimitHandlers
 from ojs_fast.api.system import SystemHandlers
 from ojs_fast.api.workers import WorkerHandlers
 
@@ -31,6 +32,7 @@ def routes(
     dead_letters: DeadLetterHandlers,
     queues: QueueHandlers,
     cron: CronHandlers,
+    rate_limits: RateLimitHandlers,
     system: SystemHandlers,
     *,
     with_reset: bool,
@@ -67,6 +69,10 @@ def routes(
         Route("GET", V1 + "/cron/{name}", cron.get),
         Route("PATCH", V1 + "/cron/{name}", cron.patch),
         Route("DELETE", V1 + "/cron/{name}", cron.delete),
+        Route("GET", V1 + "/rate-limits", rate_limits.list),
+        Route("GET", V1 + "/rate-limits/{key}", rate_limits.get),
+        Route("PUT", V1 + "/rate-limits/{key}", rate_limits.put),
+        Route("DELETE", V1 + "/rate-limits/{key}", rate_limits.delete),
         Route("GET", V1 + "/events", system.read_events),
         Route("GET", V1 + "/admin/workers", system.list_workers),
         Route("POST", V1 + "/admin/workers/{id}/quiet", system.direct("quiet")),

@@ -11,6 +11,7 @@ from ojs_fast.core.claims import Claim, Claims
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Jobs
+from ojs_fast.core.limits import Limits, Work, limits_of
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.stores import Stores
@@ -22,13 +23,16 @@ from ojs_fast.storage.work import WorkMessage
 log = logging.getLogger(__name__)
 
 
+# Looking past jobs that wait for a limit: messages per pull at most, and how often in vain.
+REACH = 100
+ROUNDS_IN_VAIN = 20
+
+
 @dataclass(slots=True)
 class _Claiming:
     # A claim whose compare-and-set is under way.
-    record: _core.Record
+    work: Work
     stored: bytes
-    revision: int
-    message: WorkMessage
     pending: "asyncio.Future[PubAck]"
 
 
@@ -44,6 +48,7 @@ class Fetcher:
         jobs: Jobs,
         events: Events,
         propagator: Propagator,
+        limits: Limits,
         node_id: str,
         clock: NowMs,
     ) -> None:
@@ -54,6 +59,7 @@ class Fetcher:
         self._jobs = jobs
         self._events = events
         self._propagator = propagator
+        self._limits = limits
         self._node_id = node_id
         self._clock = clock
         self._expiring: set[asyncio.Task[None]] = set()
@@ -96,19 +102,28 @@ class Fetcher:
         reservation_ms: int,
         claimed: list[tuple[_core.Record, bytes]],
     ) -> None:
-        while len(claimed) < count:
+        reach = in_vain = 0
+        while len(claimed) < count and in_vain < ROUNDS_IN_VAIN:
             wanted = count - len(claimed)
-            messages = await self._stores.work.pull(queue, level, wanted)
+            asked = max(wanted, reach)
+            messages = await self._stores.work.pull(queue, level, asked)
             if not messages:
                 return
-            under_way = [c for m in messages if (c := self._start_claim(m, worker_id, reservation_ms))]
+            works = opened = [work for message in messages if (work := self._open(message))]
+            if reach or any(work.limits for work in works):
+                before = self._limits.put_aside
+                works = await self._limits.admit(opened, wanted)
+                in_vain += self._limits.put_aside == before and not works
+                if len(works) < min(wanted, len(opened)):
+                    reach = min(REACH, asked * 4)
+            under_way = [self._start_claim(work, worker_id, reservation_ms) for work in works]
             for claiming in under_way:
                 if await self._finish_claim(claiming):
-                    claimed.append((claiming.record, claiming.stored))  # noqa: PERF401 - counts even if a later one fails
-            if len(messages) < wanted:
+                    claimed.append((claiming.work.record, claiming.stored))  # noqa: PERF401 - counts even if a later one fails
+            if len(messages) < asked:
                 return
 
-    def _start_claim(self, message: WorkMessage, worker_id: str, reservation_ms: int) -> _Claiming | None:
+    def _open(self, message: WorkMessage) -> Work | None:
         try:
             revision, stored = _core.split_work_message(message.payload)
             record = _core.Record.parse(stored)
@@ -120,31 +135,46 @@ class Fetcher:
             self._stores.work.ack(message.ack_subject)
             self._expire_later(record.id)
             return None
-        record.claim(self._clock(), worker_id, reservation_ms, self._settings.execution_timeout_ms)
+        return Work(record, revision, message, limits_of(record) if record.extra is not None else None)
+
+    def _start_claim(self, work: Work, worker_id: str, reservation_ms: int) -> _Claiming:
+        record = work.record
+        now_ms = self._clock()
+        if work.limits:
+            now_ms = self._limits.started_ms(work)
+            self._limits.mark(work)
+        record.claim(now_ms, worker_id, reservation_ms, self._settings.execution_timeout_ms)
         record.node_id = self._node_id
-        record.ack_subject = message.ack_subject
+        record.ack_subject = work.message.ack_subject
         stored = record.serialize()
         self._claims.begin(record.id)
-        pending = self._stores.records.start_replace(record.id, stored, revision)
-        return _Claiming(record, stored, revision, message, pending)
+        pending = self._stores.records.start_replace(record.id, stored, work.revision)
+        return _Claiming(work, stored, pending)
 
     async def _finish_claim(self, claiming: _Claiming) -> bool:
-        record = claiming.record
+        work = claiming.work
+        record = work.record
         try:
             revision = await self._stores.records.finish_replace(
-                record.id, claiming.stored, claiming.revision, 0, claiming.pending
+                record.id, claiming.stored, work.revision, 0, claiming.pending
             )
         except RevisionConflict:
             # Cancelled, expired, claimed elsewhere or published twice: this message is stale.
-            self._stores.work.ack(claiming.message.ack_subject)
+            self._stores.work.ack(work.message.ack_subject)
+            if work.limits:
+                self._limits.undo(work)
             return False
         except Unavailable:
-            self._stores.work.give_back(claiming.message)
+            self._stores.work.give_back(work.message)
             self._propagator.doubt(record.id)
+            if work.limits:
+                self._limits.lost(work)
             return False
         finally:
             self._claims.end(record.id)
         self._claims.hold(Claim(record, revision, record.started_ms + record.reservation_ms))
+        if work.limits:
+            self._limits.landed(work)
         return True
 
     def _expire_later(self, job_id: str) -> None:

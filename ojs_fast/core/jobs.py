@@ -11,7 +11,7 @@ from ojs_fast.config import Settings
 from ojs_fast.core.claims import Claims
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
-from ojs_fast.core.propagate import WAITING, Propagator
+from ojs_fast.core.propagate import WAITING, Propagator, scheduled_key
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import (
@@ -318,7 +318,7 @@ class Jobs:
             if holder != self._node_id:
                 self._stores.connection.send(names.node_subject(holder), b"%s %d" % (job_id.encode(), revision))
         elif before == "scheduled":
-            self._stores.outbox.delete(names.SCHEDULED, job_id)
+            self._stores.outbox.delete(names.SCHEDULED, scheduled_key(record))
         elif before == "retryable":
             self._stores.outbox.delete(names.RETRY, names.attempt_key(job_id, record.attempt))
 

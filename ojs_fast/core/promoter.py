@@ -17,7 +17,7 @@ from ojs_fast import _core
 from ojs_fast.core.clock import Deadlines, NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Retention
-from ojs_fast.core.propagate import WAITING, Propagator
+from ojs_fast.core.propagate import WAITING, Propagator, scheduled_key
 from ojs_fast.core.stores import Stores
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Watch
@@ -31,7 +31,7 @@ ID_LENGTH = 36  # a key starts with the job id
 
 
 def _scheduled_key(record: _core.Record) -> str:
-    return record.id if record.state == "scheduled" else ""
+    return scheduled_key(record) if record.state == "scheduled" else ""
 
 
 def _retry_key(record: _core.Record) -> str:

@@ -28,6 +28,18 @@ def dead_key(record: _core.Record) -> str:
     return f"{names.encode_token(record.queue)}.{record.id}"
 
 
+RESCHEDULES = "reschedules"  # Record.extra: how often a limit put the job off
+
+
+def scheduled_key(record: _core.Record) -> str:
+    """The key of a scheduled job in its index: another one each time that it is scheduled.
+
+    A late delete of an earlier entry never hits the present one.
+    """
+    again = record.extra.get(RESCHEDULES, 0) if record.extra is not None else 0
+    return f"{record.id}.{again}" if again else record.id
+
+
 class Propagator:
     """Turns a durable record into what workers and timers look at."""
 
@@ -74,7 +86,7 @@ class Propagator:
             return self._stores.work.publish(record.queue, record.priority, _core.work_message(revision, stored))
         outbox = self._stores.outbox
         if record.state == "scheduled":
-            outbox.put(names.SCHEDULED, record.id, {"due_ms": record.scheduled_ms})
+            outbox.put(names.SCHEDULED, scheduled_key(record), {"due_ms": record.scheduled_ms})
         elif record.state == "retryable":
             outbox.put(names.RETRY, names.attempt_key(record.id, record.attempt), {"due_ms": record.next_attempt_ms})
         elif record.state == "discarded" and record.dead_letter:

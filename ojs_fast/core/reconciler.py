@@ -7,6 +7,7 @@ acknowledgement may have been lost).
 """
 
 import logging
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ojs_fast import _core
@@ -38,6 +39,8 @@ class Reconciler:
         self._clock = clock
         self._active = Bucket(stores.connection, names.ACTIVE)
         self._walks_due = 0
+        # What else is to be repaired after dead nodes, given their ids; may raise Unavailable.
+        self.on_dead: list[Callable[[list[str]], Awaitable[None]]] = []
         stores.connection.on_disconnect(self._cut_off)
 
     def _cut_off(self) -> None:
@@ -62,6 +65,8 @@ class Reconciler:
         repaired = await self._replay(since_ms)
         await self._adopt_entered()
         await self._walk_in_flight()
+        for repair in self.on_dead:
+            await repair([node_id for node_id, _ in dead])
         for node_id, _ in dead:
             await self._leases.bury(node_id)
         log.info("reconciled: %d recent records were set right", repaired)

@@ -21,6 +21,8 @@ class Failure:
     message: str
     error_class: str = ""
     retryable: bool | None = None
+    # Until when what the handler called wants to be left alone (ojs-rate-limiting section 9.1), 0 = nothing said.
+    limited_until_ms: int = 0
     extra: bytes = b""
 
     def as_json(self, attempt: int, occurred_at: str) -> bytes:
@@ -61,6 +63,7 @@ def parse_failure(body: bytes, span: tuple[int, int] | None) -> Failure:
     retryable = _value(raw, members, "retryable")
     if retryable is not None and type(retryable) is not bool:
         raise _refused("error.retryable", orjson.dumps(retryable), "true or false")
+    until_ms = _until_ms(raw, members)
     details = members.get("details")
     error_class = ""
     if details and raw[details[0]] == ord("{"):
@@ -73,7 +76,20 @@ def parse_failure(body: bytes, span: tuple[int, int] | None) -> Failure:
         for name, (start, end) in members.items()
         if name not in ("code", "message", "type", "attempt", "occurred_at")
     )
-    return Failure(code, texts["type"] or error_class or code, texts["message"], error_class, retryable, extra)
+    return Failure(
+        code, texts["type"] or error_class or code, texts["message"], error_class, retryable, until_ms, extra
+    )
+
+
+def _until_ms(raw: bytes, members: dict[str, tuple[int, int]]) -> int:
+    text = _text(raw, members, "rate_limit_until")
+    if not text:
+        return 0
+    try:
+        return max(0, _core.parse_rfc3339_ms(text))
+    except ValueError:
+        expected = 'an RFC 3339 time with a zone ("2026-02-13T12:05:00Z")'
+        raise _refused("error.rate_limit_until", orjson.dumps(text), expected) from None
 
 
 def _refused(field: str, raw: bytes, expected: str) -> InvalidRequest:

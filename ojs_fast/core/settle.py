@@ -10,6 +10,7 @@ from ojs_fast.core.claims import Claim, Claims
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import ATTEMPTS, Jobs, Retention
+from ojs_fast.core.limits import Limits
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.retry import Failure
 from ojs_fast.core.stores import Stores
@@ -36,6 +37,7 @@ class Settler:
         jobs: Jobs,
         events: Events,
         propagator: Propagator,
+        limits: Limits,
         node_id: str,
         clock: NowMs,
     ) -> None:
@@ -45,6 +47,7 @@ class Settler:
         self._jobs = jobs
         self._events = events
         self._propagator = propagator
+        self._limits = limits
         self._node_id = node_id
         self._clock = clock
         self._active = Bucket(stores.connection, names.ACTIVE)
@@ -73,6 +76,8 @@ class Settler:
         record, stored = await self._settle(job_id, worker_id, "nack", apply)
         if not requeue:
             self._announce_failure(record, failure)
+        if failure.limited_until_ms:
+            self._limits.pause(record, failure.limited_until_ms)
         return record, stored
 
     def _fail(self, record: _core.Record, failure: Failure, now_ms: int) -> None:

@@ -24,6 +24,7 @@ MARKER_TTL_S = 30
 HEARTBEAT_S = 5
 READ_AT_ONCE = 500
 ONLY_NEW = headers(Nats_Expected_Last_Subject_Sequence=0)
+ONLY_NEW_FOR = ONLY_NEW[:-2] + b"Nats-TTL: %ds\r\n\r\n"
 DELETED = headers(KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
 
 
@@ -103,6 +104,28 @@ class Bucket:
         state = answer["state"]
         return len(state.get("subjects") or {}) if keys != ">" else int(state["messages"])
 
+    async def keys(self) -> list[str]:
+        """Every key, markers of recent deletions included, sorted. Raises Unavailable."""
+        found: list[str] = []
+        while True:
+            answer = await self._connection.api(
+                f"STREAM.INFO.{names.bucket_stream(self.name)}",
+                {"subjects_filter": names.bucket_subject(self.name, ">"), "offset": len(found)},
+            )
+            if "error" in answer:
+                raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
+            subjects = answer["state"].get("subjects") or {}
+            found.extend(subjects)
+            if not subjects or len(found) >= answer.get("total", 0):
+                return sorted(subject[len(names.bucket_subject(self.name, "")) :] for subject in found)
+
+    async def get_many(self, keys: list[str]) -> dict[str, tuple[Any, int]]:
+        """`{key: (value, revision)}` of up to READ_AT_ONCE keys, those that exist. Raises Unavailable."""
+        prefix = names.bucket_subject(self.name, "")
+        query = {"multi_last": [prefix + key for key in keys], "batch": len(keys)}
+        found = await self._connection.get_batch(names.bucket_stream(self.name), query) if keys else []
+        return {m.stored_subject[len(prefix) :]: (orjson.loads(m.data), m.sequence) for m in found if m.is_live}
+
     async def erase(self, key: str) -> None:
         """Remove a key without leaving a marker, so that `count` stays exact. Raises Unavailable."""
         answer = await self._connection.api(
@@ -138,7 +161,9 @@ class Outbox:
 
     def put(self, bucket: str, key: str, value: Any, ttl_s: int = 0, *, only_new: bool = False) -> None:
         """Write a key; re-sent until acknowledged. `only_new` leaves a value that is there as it is."""
-        header = headers(Nats_TTL=f"{ttl_s}s") if ttl_s else ONLY_NEW if only_new else b""
+        header = ONLY_NEW if only_new else b""
+        if ttl_s:
+            header = ONLY_NEW_FOR % ttl_s if only_new else headers(Nats_TTL=f"{ttl_s}s")
         self._send(names.bucket_subject(bucket, key), orjson.dumps(value), header)
 
     def delete(self, bucket: str, key: str) -> None:
@@ -155,7 +180,7 @@ class Outbox:
                 self._late.put_nowait((subject, payload, header))
                 return
             _, code, description = answer.result()
-            if code and not (code == WRONG_LAST_SEQUENCE and header is ONLY_NEW):
+            if code and not (code == WRONG_LAST_SEQUENCE and header.startswith(ONLY_NEW[:-2])):
                 log.error("JetStream refused %s: %s (error %d)", subject, description, code)
             self._done()
 

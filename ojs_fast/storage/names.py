@@ -10,6 +10,9 @@ WORK_STREAM = "OJS"
 EVENT_STREAM = "OJS_EVENTS"
 STATS_STREAM = "OJS_STATS"
 
+# Plain NATS: nodes tell one another which limit key they changed.
+LIMITS_SUBJECT = "ojs.limits"
+
 WORK_SUBJECTS = ["ojs.queue.>"]
 EVENT_SUBJECTS = ["ojs.events.>"]
 STATS_SUBJECTS = ["ojs-stats.>"]
@@ -26,8 +29,9 @@ EXPIRY = "ojs-expiry"
 DEAD = "ojs-dead"
 ACTIVE = "ojs-active"
 NODES = "ojs-nodes"
+LIMITS = "ojs-limits"
 
-BUCKETS = (JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, EXPIRY, DEAD, ACTIVE, NODES)
+BUCKETS = (JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, EXPIRY, DEAD, ACTIVE, NODES, LIMITS)
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + "-")
 

@@ -262,7 +262,11 @@ class WorkQueue:
 
     def give_back(self, message: WorkMessage) -> None:
         """Let a message that was pulled but not claimed be delivered again, to any node."""
-        self._connection.send(message.ack_subject, b"-NAK")
+        self.give_back_to(message.ack_subject)
+
+    def give_back_to(self, ack_subject: str, delay_ms: int = 0) -> None:
+        """`give_back` of the message that this subject settles; `delay_ms` later."""
+        self._connection.send(ack_subject, b'-NAK {"delay":%d}' % (delay_ms * 1_000_000) if delay_ms else b"-NAK")
 
     async def delete(self, sequence: int) -> None:
         """Delete a stale message by its sequence. Raises Unavailable."""

@@ -33,6 +33,8 @@ LEGAL = {
     ("expire", "available", "discarded"),
     ("expire", "retryable", "discarded"),
     ("dead_letter_retry", "discarded", "available"),
+    ("reschedule", "available", "scheduled"),
+    ("drop", "available", "discarded"),
 }
 OPERATIONS = sorted({operation for operation, _, _ in LEGAL})
 

@@ -1,0 +1,147 @@
+"""Looking at limits and overriding them (ojs-rate-limiting section 10), the same on every node."""
+
+import asyncio
+from typing import Any
+
+import orjson
+
+from ojs_fast import _core
+from ojs_fast.core.limit_state import Limit, LimitState
+from ojs_fast.core.limits import Limits
+from ojs_fast.core.stores import Stores
+from ojs_fast.errors import NotFound
+from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Bucket
+from ojs_fast.storage.connection import NodeMessage
+from ojs_fast.storage.errors import Unavailable
+from ojs_fast.storage.leases import Leases
+from ojs_fast.storage.server_clock import ServerClock
+
+WAITING = b"waiting "  # asks another node how many jobs wait there, by key
+ANSWER_S = 1.0
+
+
+class LimitAdmin:
+    """Inspect, list, override."""
+
+    def __init__(self, stores: Stores, limits: Limits, leases: Leases, server_clock: ServerClock) -> None:
+        self._stores = stores
+        self._limits = limits
+        self._leases = leases
+        self._server_clock = server_clock
+        self._bucket = Bucket(stores.connection, names.LIMITS)
+
+    async def get(self, name: str) -> dict[str, Any]:
+        """The present state of a key. Raises NotFound, Unavailable."""
+        state = await self._limits.keys.refresh(name)
+        if state is None:
+            raise NotFound(
+                f"Rate limit '{name}' not found.",
+                details={"resource_type": "rate_limit", "resource_id": name},
+                hint="A key exists while jobs use it, and for a day after.",
+            )
+        return self._shown(name, state, (await self._waiting([name]))[name])
+
+    async def page(self, page: int, per_page: int) -> tuple[list[dict[str, Any]], int]:
+        """`(keys of this page by name, number of all)`. Raises Unavailable."""
+        tokens = sorted(await self._bucket.keys())
+        found = await self._bucket.get_many(tokens[(page - 1) * per_page : page * per_page])
+        shown = {names.decode_token(token): LimitState.parse(value) for token, (value, _) in found.items()}
+        waiting = await self._waiting(list(shown))
+        return [self._shown(name, state, waiting[name]) for name, state in sorted(shown.items())], len(tokens)
+
+    async def override(self, name: str, override: dict[str, Any] | None) -> dict[str, Any]:
+        """Replace what the jobs of a key declare, or stop replacing it (None).
+
+        Either ends a pause that a handler asked for. Raises NotFound, Unavailable.
+        """
+        if override is None:
+            await self.get(name)
+
+        def change(state: LimitState, _now_ms: float) -> bool:
+            if state.override == override and not state.until_ms:
+                return False
+            state.override, state.until_ms = override, 0
+            return True
+
+        await self._limits.keys.edit(name, change)
+        return await self.get(name)
+
+    # -- how it is shown -------------------------------------------------------------------------
+
+    def _shown(self, name: str, state: LimitState, waiting: int) -> dict[str, Any]:
+        now_ms = state.now_ms(self._server_clock.now_ms())
+        limit = state.effective(state.limit, now_ms)
+        shown: dict[str, Any] = {"key": name, **_strategies(state, limit, now_ms), "waiting_count": waiting}
+        if state.until_ms > now_ms:
+            shown["paused_until"] = _time(state.until_ms)
+        if state.override is not None and (not state.override["expires_ms"] or state.override["expires_ms"] > now_ms):
+            shown["override"] = _shown_override(state.override)
+        return shown
+
+    async def _waiting(self, wanted: list[str]) -> dict[str, int]:
+        """How many jobs wait for these keys, over all nodes; a node that does not answer counts as none."""
+        total = self._limits.waiting(wanted)
+        others = self._leases.live_nodes() - {self._leases.node_id}
+        for counts in await asyncio.gather(*(self._ask(node_id, wanted) for node_id in others)):
+            for name, count in counts.items():
+                total[name] += count
+        return total
+
+    async def _ask(self, node_id: str, wanted: list[str]) -> dict[str, int]:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                subject = names.node_subject(node_id)
+                answer = await self._stores.connection.request(subject, WAITING + orjson.dumps(wanted))
+        except (Unavailable, TimeoutError):
+            return {}
+        counts: dict[str, int] = orjson.loads(answer.data)
+        return counts
+
+    async def answer(self, msg: NodeMessage) -> None:
+        """Tell another node how many jobs wait here."""
+        counts = self._limits.waiting(orjson.loads(msg.data[len(WAITING) :]))
+        await self._stores.connection.reply(msg, orjson.dumps(counts))
+
+
+def _strategies(state: LimitState, limit: Limit, now_ms: float) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    if limit.concurrency:
+        most, active = max(0, limit.concurrency), len(state.holders)
+        shown["concurrency"] = {"limit": most, "active": active, "available": max(0, most - active)}
+    if limit.rate:
+        window_ms = limit.period_ms
+        since_ms = now_ms - window_ms
+        resets_ms = next((last_ms + window_ms for _, last_ms, _ in state.starts if last_ms > since_ms), now_ms)
+        shown["rate"] = {
+            "limit": limit.rate,
+            "period": _core.format_duration_ms(window_ms),
+            "current_count": state.started_since(since_ms),
+            "window_resets_at": _time(resets_ms),
+        }
+    if limit.throttle_ms:
+        shown["throttle"] = {
+            "limit": limit.throttle,
+            "period": _core.format_duration_ms(round(limit.throttle_ms * limit.throttle)),
+            "next_allowed_at": _time(max(now_ms, state.spaced_ms)),
+        }
+    return shown
+
+
+def _shown_override(override: dict[str, Any]) -> dict[str, Any]:
+    shown: dict[str, Any] = {}
+    if "concurrency" in override:
+        shown["concurrency"] = override["concurrency"]
+    if "rate" in override:
+        rate, period_ms = override["rate"]
+        shown["rate"] = {"limit": rate, "period": _core.format_duration_ms(period_ms)}
+    if "throttle" in override:
+        throttle_ms, throttle = override["throttle"]
+        shown["throttle"] = {"limit": throttle, "period": _core.format_duration_ms(round(throttle_ms * throttle))}
+    if override["expires_ms"]:
+        shown["expires_at"] = _time(override["expires_ms"])
+    return shown
+
+
+def _time(epoch_ms: float) -> str:
+    return _core.format_rfc3339_ms(int(epoch_ms))

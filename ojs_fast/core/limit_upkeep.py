@@ -1,0 +1,132 @@
+"""Finds permits that nobody gives back, and waiting jobs that nobody woke.
+
+A permit is lost when its node dies between permit and claim, or between a settle and the return. It is
+dropped only when the job's record proves that no claim under it is or can become active; where a slow claim
+might still land, the record is written anew first, so that the claim's compare-and-set must fail.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Iterable
+
+from ojs_fast import _core
+from ojs_fast.core.limit_state import Limit, LimitState
+from ojs_fast.core.limits import PERMIT, Limits
+from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.stores import Stores
+from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Bucket
+from ojs_fast.storage.errors import RevisionConflict, Unavailable
+from ojs_fast.storage.leases import Leases
+
+log = logging.getLogger(__name__)
+
+SWEEP_S = 1.0
+CHECK_AFTER_S = 2.0
+KEYS_AT_ONCE = 200
+READ_AT_ONCE = 200
+# A lease takes a moment to be seen by all: younger permits are those of living nodes.
+YOUNG_MS = 5_000
+FENCED = "fenced"  # Record.extra: the permit whose claim must not land any more
+
+
+class LimitUpkeep:
+    """Repairs what deaths and lost messages leave behind of limits."""
+
+    def __init__(self, stores: Stores, limits: Limits, leases: Leases, propagator: Propagator, node_id: str) -> None:
+        self._stores = stores
+        self._limits = limits
+        self._leases = leases
+        self._propagator = propagator
+        self._node_id = node_id
+        self._bucket = Bucket(stores.connection, names.LIMITS)
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Start to sweep."""
+        self._task = asyncio.create_task(self._sweep_loop())
+
+    async def close(self) -> None:
+        """Stop sweeping."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    async def _sweep_loop(self) -> None:
+        while True:
+            await asyncio.sleep(SWEEP_S)
+            try:
+                await self._sweep()
+            except Unavailable as error:
+                log.info("the limits are swept again: %s", error)
+            except Exception:
+                log.exception("sweeping the limits failed; it is tried again")
+
+    async def _sweep(self) -> None:
+        """Look at the keys for which jobs wait here: the word that would wake them may have been lost."""
+        keys, horizon = self._limits.keys, time.monotonic() - CHECK_AFTER_S
+        due = [name for name in self._limits.parking if keys.get(name).checked_s < horizon]
+        for name in due[:KEYS_AT_ONCE]:
+            key = keys.get(name)
+            key.out = 0
+            state = await keys.refresh(name)
+            if state is not None and _is_full(state, key.waiting):
+                await self.verify(name, state)
+
+    async def reconcile(self, dead: Iterable[str]) -> None:
+        """Give back what nodes that died left behind, on every key. Raises Unavailable."""
+        gone = tuple(f"{node_id}." for node_id in dead)
+        after = 0
+        while page := await self._bucket.page(after, READ_AT_ONCE):
+            after = page[-1][2]
+            for token, value, _ in page:
+                state = LimitState.parse(value)
+                if any(permit.startswith(gone) for permit, _ in state.holders.values()):
+                    await self.verify(names.decode_token(token), state)
+
+    async def verify(self, name: str, state: LimitState) -> int:
+        """Drop the permits of this entry that are over; how many. Raises Unavailable."""
+        found = await self._stores.records.get_many(state.holders)
+        live = self._leases.live_nodes()
+        dropped = 0
+        for job_id, (permit, taken_ms) in state.holders.items():
+            stored, revision = found.get(job_id, (b"", 0))
+            record = _core.Record.parse(stored) if stored else None
+            is_young = taken_ms > state.last_ms - YOUNG_MS and permit.partition(".")[0] != self._node_id
+            if await self._is_over(record, revision, permit, is_live=is_young or self._may_claim(permit, live)):
+                self._limits.keys.give_back(name, job_id, permit)
+                dropped += 1
+        if dropped:
+            log.info("%d permits of the limit '%s' had been lost", dropped, name)
+        return dropped
+
+    def _may_claim(self, permit: str, live: set[str]) -> bool:
+        node_id = permit.partition(".")[0]
+        return permit in self._limits.under_way if node_id == self._node_id else node_id in live
+
+    async def _is_over(self, record: _core.Record | None, revision: int, permit: str, *, is_live: bool) -> bool:
+        if record is None:
+            return True
+        if record.extra is not None and record.extra.get(PERMIT, ("",))[0] == permit:
+            return record.state != "active"
+        # The claim has not landed. It is conditional on a revision at which the job was available.
+        if record.state != "available":
+            return True
+        return not is_live and await self._fence(record, revision, permit)
+
+    async def _fence(self, record: _core.Record, revision: int, permit: str) -> bool:
+        """Make a claim that may be on its way fail: the job gets a new revision and work message."""
+        record.extra = {**(record.extra or {}), FENCED: permit}
+        stored = record.serialize()
+        try:
+            written = await self._stores.records.replace(record.id, stored, revision)
+        except RevisionConflict:
+            return False
+        await self._propagator.followed(record, stored, written)
+        return True
+
+
+def _is_full(state: LimitState, waiting: Limit | None) -> bool:
+    limit = state.effective(waiting or state.limit, state.last_ms)
+    return limit.concurrency > 0 and len(state.holders) >= limit.concurrency

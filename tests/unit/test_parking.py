@@ -1,0 +1,46 @@
+"""Waiting messages come back oldest first, each once."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from ojs_fast.core import parking
+from ojs_fast.core.parking import Parking
+
+
+def subject(sequence: int) -> str:
+    """Make an ack subject of a message."""
+    return f"$JS.ACK.OJS.q.1.{sequence}.1.1.0"
+
+
+@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 20), st.integers(1, 1000)), max_size=60))
+def test_the_latest_message_of_each_job_comes_back_in_order(puts: list[tuple[str, int, int]]) -> None:
+    """A newer message of a job replaces its older one; the order is that of the stream."""
+    lot, expected = Parking(), dict[str, dict[int, int]]()
+    for key, job, sequence in puts:
+        lot.put(key, f"job-{job}", "q", subject(sequence))
+        expected.setdefault(key, {})[job] = sequence
+    assert lot.total == sum(map(len, expected.values())) == lot.of_queue("q")
+    assert set(lot) == set(expected)
+    for key, jobs in expected.items():
+        assert lot.count(key) == len(jobs)
+        first = lot.take(key, 1)
+        rest = lot.take(key, 1000)
+        assert [int(one.split(".")[5]) for one in [*first, *rest]] == sorted(jobs.values())
+        assert key not in lot
+    assert (lot.total, lot.of_queue("q"), lot.take("a", 5)) == (0, 0, [])
+
+
+def test_it_says_when_it_is_full() -> None:
+    """Memory is bounded; what comes beyond is not parked."""
+    lot = Parking()
+    for number in range(parking.MAX_PARKED):
+        lot.put(f"k{number % 7}", f"job-{number}", "q", subject(number + 1))
+    assert lot.is_full
+    lot.take("k1", 1)
+    assert not lot.is_full
+    assert len(list(lot.take_all())) == parking.MAX_PARKED - 1
+    lot.put("k", "j", "q", subject(1))
+    lot.clear()
+    assert (lot.total, list(lot)) == (0, [])
