@@ -13,6 +13,7 @@ from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.queues import Queues
+from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import OJSError
 from ojs_fast.storage.connection import PubAck
@@ -44,9 +45,11 @@ class Fetcher:
         jobs: Jobs,
         events: Events,
         propagator: Propagator,
+        stale: StaleMessages,
         node_id: str,
         clock: NowMs,
     ) -> None:
+        self._stale = stale
         self._stores = stores
         self._settings = settings
         self._queues = queues
@@ -136,7 +139,7 @@ class Fetcher:
             )
         except RevisionConflict:
             # Cancelled, expired, claimed elsewhere or published twice: this message is stale.
-            self._stores.work.ack(claiming.message.ack_subject)
+            self._stale.refused(claiming.message, record.id)
             return False
         except Unavailable:
             self._stores.work.give_back(claiming.message)

@@ -16,6 +16,7 @@ from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Retention
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tallies import Period, Tallies
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Watch
 from ojs_fast.storage.connection import PubAck
@@ -24,7 +25,6 @@ from ojs_fast.storage.errors import RevisionConflict, Unavailable
 log = logging.getLogger(__name__)
 
 RETRY_LATER_MS = 500
-ID_LENGTH = 36  # a key starts with the job id
 
 
 class Promoter:
@@ -36,6 +36,7 @@ class Promoter:
         retention: Retention,
         events: Events,
         propagator: Propagator,
+        tallies: Tallies,
         node_id: str,
         clock: NowMs,
     ) -> None:
@@ -43,6 +44,7 @@ class Promoter:
         self._retention = retention
         self._events = events
         self._propagator = propagator
+        self._tallies = tallies
         self._node_id = node_id
         self._clock = clock
         self._due = {bucket: self._deadlines(bucket) for bucket in (names.SCHEDULED, names.RETRY)}
@@ -82,31 +84,37 @@ class Promoter:
     async def _promote(self, bucket: str, keys: list[str]) -> None:
         due = self._due[bucket]
         try:
-            found = await self._stores.records.get_many(key[:ID_LENGTH] for key in keys)
+            found = await self._stores.records.get_many(names.indexed_job(key) for key in keys)
         except Unavailable as error:
             log.info("promotion is tried again: %s", error)
             for key in keys:
                 due.set(key, self._clock() + RETRY_LATER_MS)
             return
-        under_way = [entry for key in keys if (entry := self._start(bucket, key, found.get(key[:ID_LENGTH])))]
-        for key, record, stored, revision, ttl_s, pending in under_way:
+        under_way = [entry for key in keys if (entry := self._start(bucket, key, found.get(names.indexed_job(key))))]
+        for key, record, stored, revision, ttl_s, pending, period in under_way:
             try:
                 written = await self._stores.records.finish_replace(record.id, stored, revision, ttl_s, pending)
             except (RevisionConflict, Unavailable) as error:
+                if isinstance(error, Unavailable):
+                    self._tallies.doubt(period, record.id)
+                else:
+                    self._tallies.drop(period)
                 log.info("promotion is tried again: %r", error, extra={"ojs.job_id": record.id})
                 due.set(key, self._clock() + RETRY_LATER_MS)
                 continue
+            if period is not None:
+                period.count(written, record)
             self._propagator.follow_or_doubt(record, stored, written)
-            self._stores.outbox.delete(bucket, key)
+            self._stores.outbox.erase(bucket, key)
             self._events.job("job.expired" if record.state == "discarded" else "job.enqueued", record)
 
     def _start(
         self, bucket: str, key: str, found: tuple[bytes, int] | None
-    ) -> tuple[str, _core.Record, bytes, int, int, "asyncio.Future[PubAck]"] | None:
+    ) -> tuple[str, _core.Record, bytes, int, int, "asyncio.Future[PubAck]", Period | None] | None:
         """Send the promotion of one job; None when its record says that there is nothing to promote."""
         record = _core.Record.parse(found[0]) if found else None
         if found is None or record is None or key != _key_of(bucket, record):
-            self._stores.outbox.delete(bucket, key)
+            self._stores.outbox.erase(bucket, key)
             return None
         now_ms = self._clock()
         due_ms = record.scheduled_ms if record.state == "scheduled" else record.next_attempt_ms
@@ -118,14 +126,15 @@ class Promoter:
         else:
             record.promote(now_ms)
         record.node_id = self._node_id
+        period = self._tallies.stamp(record)
         stored, revision = record.serialize(), found[1]
         ttl_s = self._retention.ttl_s(record)
         pending = self._stores.records.start_replace(record.id, stored, revision, ttl_s)
-        return key, record, stored, revision, ttl_s, pending
+        return key, record, stored, revision, ttl_s, pending, period
 
 
 def _key_of(bucket: str, record: _core.Record) -> str:
     """The key that this record has in an index while it waits there, "" when it does not."""
     if bucket == names.SCHEDULED:
-        return record.id if record.state == "scheduled" else ""
-    return names.attempt_key(record.id, record.attempt) if record.state == "retryable" else ""
+        return names.scheduled_key(record.queue, record.id) if record.state == "scheduled" else ""
+    return names.retry_key(record.queue, record.id, record.attempt) if record.state == "retryable" else ""

@@ -70,9 +70,10 @@ class Propagator:
             return self._stores.work.publish(record.queue, record.priority, _core.work_message(revision, stored))
         outbox = self._stores.outbox
         if record.state == "scheduled":
-            outbox.put(names.SCHEDULED, record.id, {"due_ms": record.scheduled_ms})
+            outbox.put(names.SCHEDULED, names.scheduled_key(record.queue, record.id), {"due_ms": record.scheduled_ms})
         elif record.state == "retryable":
-            outbox.put(names.RETRY, names.attempt_key(record.id, record.attempt), {"due_ms": record.next_attempt_ms})
+            key = names.retry_key(record.queue, record.id, record.attempt)
+            outbox.put(names.RETRY, key, {"due_ms": record.next_attempt_ms})
         elif record.state == "discarded" and record.dead_letter:
             outbox.put(
                 names.DEAD,
@@ -81,6 +82,15 @@ class Propagator:
                 self._dead_letter_ttl_s,
             )
         return None
+
+    def forsake(self, record: _core.Record) -> None:
+        """Remove the index entry that a cancelled or expired job left when its node died in between."""
+        if record.state not in ("cancelled", "discarded"):
+            return
+        if record.scheduled_ms > self._clock():
+            self._stores.outbox.erase(names.SCHEDULED, names.scheduled_key(record.queue, record.id))
+        elif record.errors:
+            self._stores.outbox.erase(names.RETRY, names.retry_key(record.queue, record.id, record.attempt))
 
     async def followed(self, record: _core.Record, stored: bytes, revision: int) -> None:
         """`follow`, and wait until the work message is acknowledged; a lost one is repaired later."""

@@ -11,14 +11,18 @@ from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import ATTEMPTS, Jobs, Retention
 from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.queues import Queues
 from ojs_fast.core.retry import Failure
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tallies import Tallies
 from ojs_fast.errors import BackendUnavailable, Conflict, PayloadTooLarge, illegal_transition
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
 
 log = logging.getLogger(__name__)
+
+RECHECKED_AT_ONCE = 500
 
 Change = Callable[[_core.Record, int], None]
 # The record and its bytes as written.
@@ -36,11 +40,14 @@ class Settler:
         jobs: Jobs,
         events: Events,
         propagator: Propagator,
+        tallies: Tallies,
+        queues: Queues,
         node_id: str,
         clock: NowMs,
     ) -> None:
         self._stores = stores
-        self._retention = Retention(settings)
+        self._tallies = tallies
+        self._retention = Retention(settings, queues)
         self._claims = claims
         self._jobs = jobs
         self._events = events
@@ -114,19 +121,25 @@ class Settler:
                     raise
                 raise illegal_transition(job_id, operation, before, ("active",)) from None
             record.node_id = self._node_id
+            period = self._tallies.stamp(record)
             try:
                 stored = self._jobs.fit(record)
             except PayloadTooLarge:
+                self._tallies.drop(period)
                 self._resume(job_id)
                 raise
             try:
                 revision = await self._stores.records.replace(job_id, stored, revision, self._retention.ttl_s(record))
             except RevisionConflict:
+                self._tallies.drop(period)
                 claim = None
                 continue
             except Unavailable:
+                self._tallies.doubt(period, job_id)
                 self._resume(job_id)
                 raise
+            if period is not None:
+                period.count(revision, record)
             self._claims.settled(job_id, claim)
             if ack_subject:
                 self._stores.work.ack(ack_subject)
@@ -159,6 +172,18 @@ class Settler:
         if entry is not None:
             visible_ms = max(visible_ms, int(entry[0].get("visible_ms", 0)))
         self._claims.hold(Claim(record, revision, visible_ms, entered=entry is not None))
+
+    async def recheck(self) -> None:
+        """Let go of the claims whose jobs others have settled. Raises Unavailable."""
+        held = self._claims.held()
+        for start in range(0, len(held), RECHECKED_AT_ONCE):
+            claims = held[start : start + RECHECKED_AT_ONCE]
+            found = await self._stores.records.get_many(claim.record.id for claim in claims)
+            for claim in claims:
+                job_id = claim.record.id
+                revision = found[job_id][1] if job_id in found else 0
+                if revision != claim.revision and self._claims.get(job_id) is claim:
+                    self._claims.settled(job_id, self._claims.take(job_id))
 
     # -- deadlines -------------------------------------------------------------------------------
 

@@ -24,8 +24,9 @@ RETRY = "ojs-retry"
 DEAD = "ojs-dead"
 ACTIVE = "ojs-active"
 NODES = "ojs-nodes"
+TALLIES = "ojs-stats"
 
-BUCKETS = (JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, DEAD, ACTIVE, NODES)
+BUCKETS = (JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, DEAD, ACTIVE, NODES, TALLIES)
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + "-")
 
@@ -91,6 +92,36 @@ def consumer_name(queue: str, priority: int) -> str:
 def attempt_key(job_id: str, attempt: int) -> str:
     """Key of what belongs to one attempt of a job: a late delete of an old one never hits a newer one."""
     return f"{job_id}.{attempt}"
+
+
+def scheduled_key(queue: str, job_id: str) -> str:
+    """Key of a job in `ojs-scheduled`: by queue, so that one queue's can be counted."""
+    return f"{encode_token(queue)}.{job_id}"
+
+
+def retry_key(queue: str, job_id: str, attempt: int) -> str:
+    """Key of a job in `ojs-retry`: by queue, and of one attempt."""
+    return f"{encode_token(queue)}.{attempt_key(job_id, attempt)}"
+
+
+def indexed_job(key: str) -> str:
+    """The job id in a key of `ojs-scheduled` or `ojs-retry`."""
+    return key.split(".", 2)[1]
+
+
+def counting_consumer(queue: str) -> str:
+    """The consumer that counts a queue's entries in an index; nobody ever pulls from it."""
+    return f"count={encode_token(queue)}"
+
+
+def tally_key(queue: str, owner: str) -> str:
+    """Key in `ojs-stats` of what one owner (a node, or `base`) counted for a queue."""
+    return f"q.{encode_token(queue)}.{owner}"
+
+
+def tally_owner_key(owner: str) -> str:
+    """Key in `ojs-stats` of how far an owner has counted."""
+    return f"n.{owner}"
 
 
 def node_subject(node_id: str) -> str:
