@@ -62,13 +62,16 @@ class Counts:
         # hour → histograms of running and of waiting
         self.hours: dict[int, tuple[Histogram, Histogram]] = {}
 
-    def add(self, record: _core.Record) -> None:
-        """Count a job that reached its final state, or left it again."""
-        if record.state == "cancelled":
-            self.cancelled += 1
+    def add(self, record: _core.Record, state: str) -> None:
+        """Count a job that reached the final `state`, or left it again (`-state`).
+
+        The record tells about times only while it is in that state.
+        """
+        if state.startswith("-"):
+            setattr(self, state[1:], getattr(self, state[1:]) - 1)
             return
-        if record.state not in _core.TERMINAL_STATES:  # a dead letter that is retried
-            self.discarded -= 1
+        if record.state != state or state == "cancelled":
+            setattr(self, state, getattr(self, state) + 1)
             return
         minute = self.minutes.setdefault(record.ended_ms // MINUTE_MS, [0, 0, 0, 0])
         if record.state == "discarded":

@@ -10,7 +10,7 @@ from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.counts import Counts
 from ojs_fast.core.stores import Stores
-from ojs_fast.core.tallies import BASE, ENDED, QUEUES_PER_COMMIT, REVIVED
+from ojs_fast.core.tallies import BASE, MARKS, QUEUES_PER_COMMIT
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.commits import Committer, Put
@@ -19,8 +19,8 @@ from ojs_fast.storage.errors import RevisionConflict, Unavailable
 FORGOTTEN_MS = 3_600_000  # by then a node that was taken for dead has long noticed
 MOVED_AT_ONCE = 400
 
-# number of the period, what is counted
-_Found = tuple[int, _core.Record]
+# number of the period, the record, the state that it reached or left
+_Found = tuple[int, _core.Record, str]
 
 
 class Inheritance:
@@ -42,11 +42,9 @@ class Inheritance:
         """The replay meets a record."""
         if record.extra is None:
             return
-        ended, revived = record.extra.get(ENDED), record.extra.get(REVIVED)
-        if ended is not None and ended[0].partition("-")[0] in self._dead:
-            self._found.setdefault(ended[0], []).append((ended[1], _as_ended(record)))
-        if revived is not None and revived[0].partition("-")[0] in self._dead:
-            self._found.setdefault(revived[0], []).append((revived[1], _as_revived(record)))
+        for owner, number, state in record.extra.get(MARKS, ()):
+            if owner.partition("-")[0] in self._dead:
+                self._found.setdefault(owner, []).append((number, record, state))
 
     async def take_over(self, closed_at: int) -> None:
         """The replay is over; it saw everything up to revision `closed_at`. Raises Unavailable."""
@@ -63,17 +61,17 @@ class Inheritance:
                 owners[owner] = (value, revision)
             elif value.get("closed_ms", self._clock()) < self._clock() - FORGOTTEN_MS:
                 await self._bucket.erase(key)
-        for owner, (state, revision) in owners.items():
-            if "closed_at" not in state:
-                await self._close(owner, state.get("through", 0), revision, closed_at)
+        for owner, (entry, revision) in owners.items():
+            if "closed_at" not in entry:
+                await self._close(owner, entry.get("through", 0), revision, closed_at)
             await self._move(owner)
         self.begin(set())
 
     async def _close(self, owner: str, through: int, revision: int, closed_at: int) -> None:
         added: dict[str, Counts] = {}
-        for number, record in self._found.get(owner, ()):
+        for number, record, state in self._found.get(owner, ()):
             if number > through:
-                added.setdefault(record.queue, Counts()).add(record)
+                added.setdefault(record.queue, Counts()).add(record, state)
         puts: list[Put] = []
         for queue, counts in added.items():
             key = names.tally_key(queue, owner)
@@ -81,8 +79,8 @@ class Inheritance:
             if found:
                 counts.merge(Counts.parse(found[0]))
             puts.append((key, counts.as_json(self._clock()), found[1] if found else 0))
-        state = {"through": through, "closed_at": closed_at, "closed_ms": self._clock()}
-        puts.append((names.tally_owner_key(owner), state, revision))
+        closed = {"through": through, "closed_at": closed_at, "closed_ms": self._clock()}
+        puts.append((names.tally_owner_key(owner), closed, revision))
         for start in range(0, len(puts), QUEUES_PER_COMMIT):
             await self._committer.commit(puts[start : start + QUEUES_PER_COMMIT])
 
@@ -98,21 +96,3 @@ class Inheritance:
                 puts.append((key, {}, revision))
             await self._committer.commit(puts)
         await self._bucket.erase(f"q.*.{owner}")
-
-
-def _as_ended(record: _core.Record) -> _core.Record:
-    if record.state in _core.TERMINAL_STATES:
-        return record
-    # It was discarded and somebody revived it since: only the number is left to be counted.
-    return _bare(record, "discarded")
-
-
-def _as_revived(record: _core.Record) -> _core.Record:
-    return _bare(record, "available")
-
-
-def _bare(record: _core.Record, state: str) -> _core.Record:
-    bare = _core.Record(record.id, record.type, record.queue, b"")
-    bare.state = state
-    bare.ended_ms = record.ended_ms or record.enqueued_ms
-    return bare

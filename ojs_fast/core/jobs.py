@@ -298,8 +298,7 @@ class Jobs:
             except _core.IllegalTransition as error:
                 raise illegal_transition(job_id, operation, before, error.expected_states) from None
             record.node_id = self._node_id
-            revives = before == "discarded" and record.state == "available"
-            period = self._tallies.stamp_revived(record) if revives else self._tallies.stamp(record)
+            period = self._tallies.stamp(record, before)
             stored = record.serialize()
             try:
                 revision = await self._stores.records.replace(job_id, stored, revision, self._retention.ttl_s(record))

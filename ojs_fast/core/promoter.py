@@ -126,7 +126,7 @@ class Promoter:
         else:
             record.promote(now_ms)
         record.node_id = self._node_id
-        period = self._tallies.stamp(record)
+        period = self._tallies.stamp(record, "")
         stored, revision = record.serialize(), found[1]
         ttl_s = self._retention.ttl_s(record)
         pending = self._stores.records.start_replace(record.id, stored, revision, ttl_s)

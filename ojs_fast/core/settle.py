@@ -121,7 +121,7 @@ class Settler:
                     raise
                 raise illegal_transition(job_id, operation, before, ("active",)) from None
             record.node_id = self._node_id
-            period = self._tallies.stamp(record)
+            period = self._tallies.stamp(record, before)
             try:
                 stored = self._jobs.fit(record)
             except PayloadTooLarge:

@@ -29,8 +29,13 @@ log = logging.getLogger(__name__)
 FLUSH_S = 0.5
 QUEUES_PER_COMMIT = 900  # an external NATS takes 1000 messages in an atomic batch by default
 BASE = "base"
-ENDED = "tally"
-REVIVED = "revived"
+# In `Record.extra`: `[owner, period, final state]` of each time the job reached a final state, or left it (`-state`).
+MARKS = "tally"
+MARKS_KEPT = 32
+
+
+#: Revision, record, the state that it reached or left.
+Ended = tuple[int, _core.Record, str]
 
 
 class Period:
@@ -44,12 +49,12 @@ class Period:
         self.under_way = 0
         # Others counted what this node wrote up to this revision, when they took it for dead.
         self.closed_at = 0
-        self.ended: list[tuple[int, _core.Record]] = []
+        self.ended: list[Ended] = []
 
     def count(self, revision: int, record: _core.Record) -> None:
         """The stamped record was written."""
         self.under_way -= 1
-        self.ended.append((revision, record))
+        self.ended.append((revision, record, record.extra[MARKS][-1][2]))  # type: ignore[index]  # `stamp` set it
 
 
 class Tallies:
@@ -73,7 +78,7 @@ class Tallies:
         self._revisions: dict[str, int] = {}
         self._dirty: set[str] = set()
         self._through = 0
-        self._uncommitted: list[tuple[int, _core.Record]] = []
+        self._uncommitted: list[Ended] = []
         self._current = Period(self.owner, 1)
         self._open: deque[Period] = deque([self._current])
 
@@ -94,24 +99,24 @@ class Tallies:
 
     # -- counting --------------------------------------------------------------------------------
 
-    def stamp(self, record: _core.Record) -> Period | None:
-        """Mark a record that is about to be written; None when its state does not count.
+    def stamp(self, record: _core.Record, before: str) -> Period | None:
+        """Mark a record that is about to be written; None when neither state counts.
 
         The caller must end with `Period.count`, `drop` or `doubt`.
         """
-        if record.state not in _core.TERMINAL_STATES:
+        if record.state in _core.TERMINAL_STATES:
+            state = record.state
+        elif before in _core.TERMINAL_STATES:
+            state = "-" + before
+        else:
             return None
-        return self._mark(record, ENDED)
-
-    def stamp_revived(self, record: _core.Record) -> Period:
-        """Mark a discarded record that is about to become available again."""
-        return self._mark(record, REVIVED)
-
-    def _mark(self, record: _core.Record, what: str) -> Period:
         period = self._current
         period.under_way += 1
-        mark = [period.owner, period.number]
-        record.extra = {what: mark} if record.extra is None else {**record.extra, what: mark}
+        mark = [period.owner, period.number, state]
+        if record.extra is None:
+            record.extra = {MARKS: [mark]}
+        else:
+            record.extra = {**record.extra, MARKS: [*record.extra.get(MARKS, ()), mark][-MARKS_KEPT:]}
         return period
 
     def drop(self, period: Period | None) -> None:
@@ -128,11 +133,11 @@ class Tallies:
     async def _resolve(self, period: Period, job_id: str) -> None:
         found = await self._stores.records.get(job_id, fresh=True)
         record = _core.Record.parse(found[0]) if found else None
-        mark = [period.owner, period.number]
-        if found and record and record.extra and mark in (record.extra.get(ENDED), record.extra.get(REVIVED)):
-            period.count(found[1], record)
-        else:
-            self.drop(period)
+        marks = record.extra.get(MARKS, ()) if record and record.extra else ()
+        self.drop(period)
+        for owner, number, state in marks:
+            if found and record and (owner, number) == (period.owner, period.number):
+                period.ended.append((found[1], record, state))
 
     # -- writing behind --------------------------------------------------------------------------
 
@@ -150,15 +155,16 @@ class Tallies:
             self._open.append(self._current)
         while len(self._open) > 1 and not self._open[0].under_way:
             period = self._open.popleft()
-            for revision, record in period.ended:
-                if revision > period.closed_at:
-                    self._add(revision, record)
+            for ended in period.ended:
+                if ended[0] > period.closed_at:
+                    self._add(ended)
             if period.owner == self.owner:
                 self._through = period.number
 
-    def _add(self, revision: int, record: _core.Record) -> None:
-        self._uncommitted.append((revision, record))
-        self._counts.setdefault(record.queue, Counts()).add(record)
+    def _add(self, ended: Ended) -> None:
+        _, record, state = ended
+        self._uncommitted.append(ended)
+        self._counts.setdefault(record.queue, Counts()).add(record, state)
         self._dirty.add(record.queue)
 
     async def flush(self) -> None:
@@ -179,7 +185,7 @@ class Tallies:
                 except RevisionConflict:
                     await self._recover(owner)
                     continue
-                except Unavailable:
+                except BaseException:
                     self._dirty.update(queues)
                     raise
                 if owner == self.owner:
@@ -210,14 +216,14 @@ class Tallies:
 
     def _rename(self, closed_at: int) -> None:
         # Whoever closed our entry counted what it saw in `ojs-jobs`: all up to `closed_at`, nothing behind.
-        late = [(revision, record) for revision, record in self._uncommitted if revision > closed_at]
+        late = [ended for ended in self._uncommitted if ended[0] > closed_at]
         periods = list(self._open)
         self.forget()
         for period in periods:
             period.closed_at = closed_at
         self._open.extendleft(reversed(periods))
-        for revision, record in late:
-            self._add(revision, record)
+        for ended in late:
+            self._add(ended)
 
     async def quiet(self) -> None:
         """Wait for a write that is under way."""
@@ -235,9 +241,9 @@ class Tallies:
             if queue in self._counts:
                 counts.merge(self._counts[queue])
             for period in self._open:
-                for revision, record in period.ended:
+                for revision, record, state in period.ended:
                     if record.queue == queue and revision > period.closed_at:
-                        counts.add(record)
+                        counts.add(record, state)
             found[queue] = counts.as_json(self._clock())
         return found
 
