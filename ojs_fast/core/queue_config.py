@@ -122,7 +122,7 @@ def _bound(config: dict[str, Any], at: str) -> tuple[int, str, float]:
     if pressure is None:
         policy = config.get("overflow_policy", "reject")
         _choice(policy, at + "overflow_policy")
-        return _depth(config.get("max_size", 0), at + "max_size"), policy, 0.8
+        return _depth(config.get("max_size"), at + "max_size"), policy, 0.8
     at += "backpressure"
     if not isinstance(pressure, dict):
         raise _refused(at, pressure, "an object")
@@ -135,13 +135,14 @@ def _bound(config: dict[str, Any], at: str) -> tuple[int, str, float]:
             )
         if name not in ("max_depth", "max_size_bytes", "strategy", "warning_threshold"):
             raise _refused(f"{at}.{name}", pressure[name], "only max_depth, strategy and warning_threshold")
-    strategy = pressure.get("strategy") or "reject"
+    strategy = pressure.get("strategy")
+    strategy = "reject" if strategy is None else strategy
     _choice(strategy, at + ".strategy")
     threshold = pressure.get("warning_threshold")
     threshold = 0.8 if threshold is None else threshold
     if type(threshold) not in (int, float) or not 0 <= threshold <= 1:
         raise _refused(at + ".warning_threshold", threshold, "a number from 0.0 to 1.0")
-    return _depth(pressure.get("max_depth") or 0, at + ".max_depth"), strategy, float(threshold)
+    return _depth(pressure.get("max_depth"), at + ".max_depth"), strategy, float(threshold)
 
 
 def _choice(value: Any, name: str) -> None:
@@ -150,6 +151,8 @@ def _choice(value: Any, name: str) -> None:
 
 
 def _depth(value: Any, name: str) -> int:
+    if value is None:
+        return 0
     if type(value) is not int or not 0 <= value <= MAX_DEPTH:
         raise _refused(name, value, f"an integer from 0 (no bound) to {MAX_DEPTH}")
     return value

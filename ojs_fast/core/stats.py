@@ -136,6 +136,7 @@ class Stats:
                 await asyncio.gather(
                     self._stale.flushed(),
                     self._stores.outbox.flushed(),
+                    self._tallies.verify(),
                     *(self._stores.work.acks_arrived(name, self._levels(name)) for name in wanted),
                 )
         except (TimeoutError, Unavailable) as error:

@@ -230,6 +230,13 @@ class Tallies:
         async with self._flushing:
             pass
 
+    async def verify(self) -> None:
+        """Notice that others took this node for dead, before it tells what it counted. Raises Unavailable."""
+        async with self._flushing:
+            found = await self._bucket.get(names.tally_owner_key(self.owner))
+            if found and "closed_at" in found[0]:
+                await self._recover(self.owner)
+
     # -- what nodes tell one another -------------------------------------------------------------
 
     def report(self, queues: Iterable[str]) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from tests.support.nats import Nats
 from tests.support.processes import poll
 from tests.support.server import Server
 
-JOBS = int(os.environ.get("OJS_LEDGER_JOBS", "150"))
+JOBS = int(os.environ.get("OJS_LEDGER_JOBS", "80"))
 KILLS = int(os.environ.get("OJS_LEDGER_KILLS", "1"))
 SEED = int(os.environ.get("OJS_LEDGER_SEED") or random.SystemRandom().randrange(10**6))
 CLIENTS = 6
