@@ -127,10 +127,10 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
     """Wire all layers together."""
     node = Node(settings, boot_id=boot_id)
     table = routes(
-        JobHandlers(node.jobs),
+        JobHandlers(node.jobs, node.queues),
         WorkerHandlers(node.fetcher, node.settler, node.workers),
         DeadLetterHandlers(node.dead_letters),
-        QueueHandlers(node.queues),
+        QueueHandlers(node.queues, node.queue_admin, node.stats),
         CronHandlers(node.cron),
         RateLimitHandlers(node.limit_admin),
         SystemHandlers(Health(node.connection), node.events, node.workers, node.resetter),

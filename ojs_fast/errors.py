@@ -58,6 +58,19 @@ class Duplicate(OJSError):
     code = "duplicate"
 
 
+class QueueFull(OJSError):
+    """The queue has reached its bound (ojs-backpressure section 7.1). `details`: queue, depth, bound, strategy."""
+
+    code = "QUEUE_FULL"
+    retryable = True
+
+
+class JobTypeNotAllowed(OJSError):
+    """The queue does not take this type of job (ojs-queue-config section 6.5)."""
+
+    code = "job_type_not_allowed"
+
+
 class Unauthorized(OJSError):
     """The API key is missing or wrong."""
 

@@ -8,15 +8,19 @@ import logging
 import secrets
 import time
 
+import orjson
 from nats.aio.msg import Msg
 
 from ojs_fast.config import Settings
+from ojs_fast.core.admission import ADMIT, ARRIVED, Admission
 from ojs_fast.core.claims import Claims
 from ojs_fast.core.clock import NowMs, now_ms, steady_ms
 from ojs_fast.core.cron import Cron
 from ojs_fast.core.dead_letters import DeadLetters
 from ojs_fast.core.events import Events
 from ojs_fast.core.fetch import Fetcher
+from ojs_fast.core.inheritance import Inheritance
+from ojs_fast.core.janitor import Janitor
 from ojs_fast.core.jobs import Jobs, Retention
 from ojs_fast.core.limit_admin import WAITING, LimitAdmin
 from ojs_fast.core.limit_refusals import RefusedJobs
@@ -24,11 +28,15 @@ from ojs_fast.core.limit_upkeep import LimitUpkeep
 from ojs_fast.core.limits import Limits
 from ojs_fast.core.promoter import Promoter
 from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.queue_admin import QueueAdmin
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.reconciler import Reconciler
 from ojs_fast.core.reset import RESET, Resetter
 from ojs_fast.core.settle import Settler
+from ojs_fast.core.stale import StaleMessages
+from ojs_fast.core.stats import ASK, Stats
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tallies import Tallies
 from ojs_fast.core.workers import Workers
 from ojs_fast.storage import names, topology
 from ojs_fast.storage.batches import BatchWriter
@@ -37,6 +45,7 @@ from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.event_log import EventLog
 from ojs_fast.storage.leases import Leases
+from ojs_fast.storage.queue_counts import QueueCounts
 from ojs_fast.storage.records import Records
 from ojs_fast.storage.server_clock import ServerClock
 from ojs_fast.storage.work import WorkQueue
@@ -68,12 +77,28 @@ class Node:
         self.claims = Claims(clock, steady_ms, outbox, self.node_id)
         self.propagator = Propagator(self.stores, self.node_id, clock, settings.retention_dead_letter_s)
         self.propagator.is_held = self.claims.has
+        self.tallies = Tallies(self.stores, self.propagator, self.node_id, clock)
+        self.stale = StaleMessages(self.stores)
+        counts = QueueCounts(self.connection, settings.nats_replicas)
+        self.stats = Stats(self.stores, self.queues, self.claims, self.tallies, self.stale, self.leases, counts, clock)
+        self.admission = Admission(self.stores, self.queues, self.leases, self.events, counts.depth, self.stats.depth)
         self.jobs = Jobs(
-            self.stores, settings, self.queues, self.claims, self.events, self.propagator, self.node_id, clock
+            self.stores,
+            settings,
+            self.queues,
+            self.claims,
+            self.events,
+            self.propagator,
+            self.tallies,
+            self.stale,
+            self.admission,
+            self.node_id,
+            clock,
         )
         server_clock = ServerClock(self.connection, names.LIMITS)
+        retention = Retention(settings, self.queues)
         refused = RefusedJobs(
-            self.stores, Retention(settings), server_clock, self.events, self.propagator, self.node_id, clock
+            self.stores, retention, server_clock, self.events, self.propagator, self.tallies, self.node_id, clock
         )
         self.limits = Limits(self.stores, refused, server_clock, self.events, self.propagator, self.node_id, clock)
         self.limit_upkeep = LimitUpkeep(self.stores, self.limits, self.leases, self.propagator, self.node_id)
@@ -87,6 +112,7 @@ class Node:
             self.events,
             self.propagator,
             self.limits,
+            self.stale,
             self.node_id,
             clock,
         )
@@ -98,17 +124,36 @@ class Node:
             self.events,
             self.propagator,
             self.limits,
+            self.tallies,
+            self.queues,
             self.node_id,
             clock,
         )
         self.workers = Workers(self.stores, self.claims, self.jobs, self.settler, self.node_id, clock, steady_ms)
         self.dead_letters = DeadLetters(self.stores, self.jobs, self.events)
-        self.promoter = Promoter(self.stores, Retention(settings), self.events, self.propagator, self.node_id, clock)
+        self.promoter = Promoter(
+            self.stores,
+            retention,
+            self.events,
+            self.propagator,
+            self.tallies,
+            self.stale,
+            self.node_id,
+            clock,
+        )
+        self.queue_admin = QueueAdmin(
+            self.stores, self.queues, self.jobs, self.stats, counts, self.tallies, self.events, clock
+        )
+        self.admission.drop = self.queue_admin.drop_oldest
+        self.janitor = Janitor(self.queues, counts, self.leases)
+        self.reconciler = Reconciler(
+            self.stores, self.leases, self.propagator, self.settler, Inheritance(self.stores, clock), self.stale
+        )
         self.cron = Cron(self.stores, self.jobs, self.events, self.propagator, clock)
-        self.reconciler = Reconciler(self.stores, self.leases, self.propagator, self.settler, clock)
         self.reconciler.on_dead.append(self.limit_upkeep.reconcile)
-        self.resetter = Resetter(self.stores, self.leases, self._forget)
+        self.resetter = Resetter(self.stores, self.leases, self.tallies, self._forget)
         self._task: asyncio.Task[None] | None = None
+        self._answers: set[asyncio.Task[None]] = set()
 
     async def open(self, servers: list[str]) -> None:
         """Connect, create or adopt the streams, start every loop. Raises Unavailable, TopologyError."""
@@ -119,7 +164,10 @@ class Node:
         self.work.open()
         await self.stores.outbox.open()
         await self.propagator.open()
+        await self.stale.open()
+        await self.tallies.open()
         await self.queues.open()
+        await self.janitor.open()
         await self.claims.open(self.settler.expire)
         await self.workers.open()
         await self.cron.open()
@@ -141,9 +189,12 @@ class Node:
         await self.limit_upkeep.close()
         await self.limits.close()
         await self.claims.close()
+        await self.janitor.close()
         await self.queues.close()
         await self.propagator.close()
+        await self.stale.close()
         await self.stores.outbox.close()
+        await self.tallies.close()
         await self.leases.close()
         self.stores.event_log.flush()
         await self.connection.close()
@@ -161,6 +212,7 @@ class Node:
         while True:
             try:
                 await self.reconciler.after_cut()
+                await self.reconciler.after_deaths()
                 if self.leases.is_leader:
                     await self.reconciler.run()
             except Unavailable as error:
@@ -177,15 +229,36 @@ class Node:
         if msg.data.startswith(WAITING):
             await self.limit_admin.answer(msg)
             return
+        if msg.data.startswith((ASK, ADMIT, ARRIVED)):
+            # Beside this one: what comes behind must not wait for it.
+            task = asyncio.create_task(self._answer(msg))
+            self._answers.add(task)
+            task.add_done_callback(self._answers.discard)
+            return
         job_id, _, revision = msg.data.decode("ascii", "replace").partition(" ")
         claim = self.claims.get(job_id)
         # A later claim of the same job by this node must survive a late message.
         if claim is not None and revision.isdigit() and claim.revision <= int(revision):
             self.claims.settled(job_id, self.claims.take(job_id))
 
+    async def _answer(self, msg: Msg) -> None:
+        try:
+            if msg.data.startswith(ASK):
+                answer: bytes | None = orjson.dumps(await self.stats.report(orjson.loads(msg.data[len(ASK) :])))
+            else:
+                answer = await self.admission.answer(msg.data)
+        except Unavailable as error:
+            log.info("another node gets no answer: %s", error)
+            return
+        if answer is not None and msg.reply:
+            await self.connection.reply(msg, answer)
+
     def _forget(self) -> None:
+        self.admission.forget()
         self.queues.forget()
         self.claims.clear()
+        self.tallies.forget()
+        self.stale.forget()
         self.workers.forget()
         self.promoter.forget()
         self.cron.forget()

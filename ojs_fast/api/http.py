@@ -21,10 +21,12 @@ from ojs_fast.errors import (
     Conflict,
     Duplicate,
     InvalidRequest,
+    JobTypeNotAllowed,
     MethodNotAllowed,
     NotFound,
     OJSError,
     PayloadTooLarge,
+    QueueFull,
     Unauthorized,
     Unsupported,
     ValidationFailed,
@@ -37,6 +39,7 @@ OJS_JSON = b"application/openjobspec+json"
 PLAIN_JSON = b"application/json"
 VERSION = b"1.0"
 BODY_TIMEOUT_S = 60
+QUEUE_FULL_RETRY_S = 1
 DOCS_URL = "https://openjobspec.org/docs/errors#"
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -50,6 +53,8 @@ _STATUS: dict[type[OJSError], int] = {
     Conflict: 409,
     Duplicate: 409,
     PayloadTooLarge: 413,
+    QueueFull: 429,
+    JobTypeNotAllowed: 422,
     Unauthorized: 401,
     Unsupported: 422,
     ValidationFailed: 422,
@@ -300,6 +305,11 @@ def error_reply(error: OJSError, request: Request) -> Reply:
     headers: RawHeaders = []
     if status == 503:
         headers.append((b"retry-after", b"1"))
+    elif isinstance(error, QueueFull):
+        facts = error.details or {}
+        body |= facts
+        headers.append((b"retry-after", b"%d" % QUEUE_FULL_RETRY_S))
+        headers.extend(depth_headers(facts["depth"], facts["bound"]))
     elif status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     try:
@@ -308,6 +318,11 @@ def error_reply(error: OJSError, request: Request) -> Reply:
         body.pop("details", None)
         encoded = orjson.dumps({"error": body})
     return Reply(status, encoded, headers)
+
+
+def depth_headers(depth: int, bound: int) -> RawHeaders:
+    """How deep a bounded queue is (ojs-backpressure section 7.2)."""
+    return [(b"x-ojs-queue-depth", b"%d" % depth), (b"x-ojs-queue-bound", b"%d" % bound)]
 
 
 def reply_headers(request: Request, reply: Reply) -> RawHeaders:

@@ -1,26 +1,47 @@
 """Handlers of `/jobs`: parse, one core call, reply."""
 
 from ojs_fast import _core
-from ojs_fast.api.http import Reply, Request
+from ojs_fast.api.http import RawHeaders, Reply, Request, depth_headers
+from ojs_fast.core.admission import Ticket
 from ojs_fast.core.jobs import Jobs
+from ojs_fast.core.queues import Queues
+from ojs_fast.errors import InvalidRequest
+
+MAX_BLOCK_S = 300
 
 
 class JobHandlers:
     """Enqueue, batch, get, cancel, activate."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, queues: Queues) -> None:
         self._jobs = jobs
+        self._queues = queues
+
+    def _ticket(self, request: Request) -> Ticket | None:
+        # Only a bounded queue asks how long its producer waits.
+        raw = request.headers.get(b"ojs-block-timeout")
+        if raw is None:
+            return Ticket() if self._queues.rules else None
+        if not (raw.isdigit() and len(raw) < 9):
+            shown = raw[:40].decode("latin-1")
+            raise InvalidRequest(
+                f"Field 'OJS-Block-Timeout' is '{shown}'; expected whole seconds from 0 to {MAX_BLOCK_S}.",
+                details={"field": "OJS-Block-Timeout", "received": shown, "expected": f"0 to {MAX_BLOCK_S}"},
+            )
+        return Ticket(min(int(raw), MAX_BLOCK_S))
 
     async def enqueue(self, request: Request) -> Reply:
         """POST /jobs (ojs-http-binding section 9.1)."""
-        job_id, stored = await self._jobs.enqueue(request.body)
-        location = b"/ojs/v1/jobs/" + job_id.encode()
-        return Reply(201, b'{"job":' + _core.public_job(stored) + b"}", [(b"location", location)])
+        ticket = self._ticket(request)
+        job_id, stored = await self._jobs.enqueue(request.body, ticket)
+        location = (b"location", b"/ojs/v1/jobs/" + job_id.encode())
+        return Reply(201, b'{"job":' + _core.public_job(stored) + b"}", [location, *_pressure(ticket)])
 
     async def enqueue_batch(self, request: Request) -> Reply:
         """POST /jobs/batch (section 9.2): all or nothing."""
-        stored = await self._jobs.enqueue_batch(request.body)
-        return Reply(201, _core.jobs_reply(stored)[:-1] + b',"count":%d}' % len(stored))
+        ticket = self._ticket(request)
+        stored = await self._jobs.enqueue_batch(request.body, ticket)
+        return Reply(201, _core.jobs_reply(stored)[:-1] + b',"count":%d}' % len(stored), _pressure(ticket))
 
     async def get(self, request: Request) -> Reply:
         """GET /jobs/{id} (section 9.3)."""
@@ -36,3 +57,11 @@ class JobHandlers:
         """POST /jobs/{id}/activate (section 9.5)."""
         _, stored = await self._jobs.activate(request.params["id"])
         return Reply(200, b'{"job":' + _core.public_job(stored)[:-1] + b',"previous_state":"pending"}}')
+
+
+def _pressure(ticket: Ticket | None) -> RawHeaders:
+    """The warning of ojs-backpressure section 7.3."""
+    if ticket is None or not ticket.warns:
+        return []
+    pressure = (b"x-ojs-queue-pressure", b"%.2f" % (ticket.depth / ticket.bound))
+    return [*depth_headers(ticket.depth, ticket.bound), pressure]

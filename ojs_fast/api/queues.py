@@ -1,19 +1,29 @@
-"""Handlers of `/queues` (ojs-http-binding section 11)."""
+"""Handlers of `/queues` and `/admin/queues` (ojs-http-binding section 11, ojs-queue-config section 9, ojs-admin-api 6).
 
+Where the documents and SDKs disagree the answer is the union of their shapes (docs/design.md).
+"""
+
+from collections.abc import Iterable
 from typing import Any
 
 from ojs_fast import _core
 from ojs_fast.api.http import Reply, Request, json_reply
 from ojs_fast.core.jobs import refused
-from ojs_fast.core.queues import Queues
-from ojs_fast.errors import NotFound
+from ojs_fast.core.queue_admin import PURGEABLE, Purge, QueueAdmin
+from ojs_fast.core.queues import Queue, Queues
+from ojs_fast.core.stats import Snapshot, Stats
+from ojs_fast.errors import InvalidRequest, Unsupported
+
+DEFAULT_PURGE = ("available", "scheduled", "retryable")
 
 
 class QueueHandlers:
-    """List, get, pause, resume."""
+    """List, look, create, configure, pause, empty, delete."""
 
-    def __init__(self, queues: Queues) -> None:
+    def __init__(self, queues: Queues, admin: QueueAdmin, stats: Stats) -> None:
         self._queues = queues
+        self._admin = admin
+        self._stats = stats
 
     async def list(self, request: Request) -> Reply:
         """GET /queues."""
@@ -26,31 +36,164 @@ class QueueHandlers:
             pagination["next_cursor"] = str(start + limit)
         return json_reply({"queues": [q.as_json() for q in queues[start : start + limit]], "pagination": pagination})
 
+    async def list_in_detail(self, request: Request) -> Reply:
+        """GET /admin/queues (ojs-admin-api section 6.1)."""
+        queues = self._queues.all()
+        page = request.query_int("page", 1, 1, 10**9)
+        per_page = request.query_int("per_page", 20, 1, 100)
+        snapshots = await self._stats.of(queues[(page - 1) * per_page : page * per_page])
+        items = [
+            {**one.queue.as_json(), "counts": one.states(), "depth": one.depth, **one.details()} for one in snapshots
+        ]
+        return json_reply({"items": items, "pagination": {"total": len(queues), "page": page, "per_page": per_page}})
+
     async def get(self, request: Request) -> Reply:
-        """GET /queues/{name}."""
+        """GET /queues/{name} (ojs-queue-config section 9.3)."""
+        snapshot = await self._snapshot(request)
+        about = _about(snapshot.queue)
+        stats = {"depth": snapshot.depth, **snapshot.states()}
+        return json_reply({**about, "queue": about, "stats": stats})
+
+    async def get_in_detail(self, request: Request) -> Reply:
+        """GET /admin/queues/{name} (ojs-admin-api section 6.2)."""
+        snapshot = await self._snapshot(request)
+        about = _about(snapshot.queue)
+        return json_reply(
+            {
+                **about,
+                "queue": about,
+                "counts": snapshot.states(),
+                "depth": snapshot.depth,
+                "configuration": snapshot.queue.config,
+                **snapshot.details(),
+            }
+        )
+
+    async def stats(self, request: Request) -> Reply:
+        """GET /queues/{name}/stats (section 11.2)."""
+        snapshot = await self._snapshot(request)
+        queue, states = snapshot.queue, snapshot.states()
+        rules = queue.rules
+        bound = {"max_depth": rules.max_depth} if rules.max_depth else {}
+        flat = {**queue.as_json(), **states, "depth": snapshot.depth, **bound}
+        stats = {"queue": queue.name, "depth": snapshot.depth, **bound, **states, **snapshot.details()}
+        computed_at = _core.format_rfc3339_ms(snapshot.computed_ms)
+        return json_reply({**flat, "queue": flat, "stats": stats, "computed_at": computed_at})
+
+    async def create(self, request: Request) -> Reply:
+        """POST /queues (ojs-queue-config section 9.2)."""
+        body = request.json()
+        _only(body, ("name", "config"))
+        name = body.get("name")
+        if not isinstance(name, str):
+            raise _invalid("name", name, "the name of the queue (required)")
+        about = _about(await self._admin.create(_checked(name), body.get("config")))
+        return json_reply({**about, "queue": about}, 201)
+
+    async def get_config(self, request: Request) -> Reply:
+        """GET /queues/{name}/config."""
+        return _config(await self._admin.find(_name(request)))
+
+    async def configure(self, request: Request) -> Reply:
+        """PUT and PATCH /queues/{name}/config (ojs-queue-config section 9.1): the members given, the others stay."""
+        return _config(await self._admin.configure(_name(request), request.json()))
+
+    async def delete(self, request: Request) -> Reply:
+        """DELETE /queues/{name} (section 9.4), strategy `reject` only."""
         name = _name(request)
-        queue = await self._queues.find(name)
-        if queue is None:
-            raise NotFound(
-                f"Queue '{name}' not found.",
-                details={"resource_type": "queue", "resource_id": name},
-                hint="A queue exists once a job was enqueued to it or it was paused.",
+        body = request.json() if request.body else {}
+        _only(body, ("strategy", "target_queue"))
+        strategy = body.get("strategy", "reject")
+        if strategy in ("discard", "move"):
+            raise Unsupported(
+                f"Field 'strategy' is '{strategy}'; this server deletes empty queues only.",
+                details={"field": "strategy", "received": strategy, "supported": ["reject"]},
+                hint=f"POST /ojs/v1/queues/{name}/purge empties a queue.",
             )
-        return json_reply({"queue": queue.as_json()})
+        if strategy != "reject":
+            raise _invalid("strategy", strategy, '"reject"')
+        await self._admin.delete(name)
+        return json_reply({"queue": name, "name": name, "state": "deleted", "deleted": True, "jobs_affected": 0})
+
+    async def purge(self, request: Request) -> Reply:
+        """POST /queues/{name}/purge and DELETE /admin/queues/{name}/jobs (ojs-admin-api section 6.5)."""
+        name = _name(request)
+        body = request.json() if request.body else {}
+        _only(body, ("states", "older_than", "confirm"))
+        if body.get("confirm") is not True:
+            raise _invalid("confirm", body.get("confirm"), "true: a purge cannot be undone")
+        states = body.get("states")
+        if states is None:
+            states = list(DEFAULT_PURGE)
+        if not isinstance(states, list) or not states or not all(isinstance(one, str) for one in states):
+            raise _invalid("states", states, f"an array of {', '.join(PURGEABLE)}")
+        for number, state in enumerate(states):
+            if state not in PURGEABLE:
+                raise _invalid(f"states[{number}]", state, f"one of {', '.join(PURGEABLE)}")
+        what = Purge(frozenset(states), _moment(body.get("older_than")))
+        purged = await self._admin.purge(name, what)
+        return json_reply({"queue": name, "purged_count": purged, "states": states})
 
     async def pause(self, request: Request) -> Reply:
         """POST /queues/{name}/pause; works on unseen names."""
-        queue = await self._queues.update(_name(request), paused=True)
-        return json_reply({"queue": queue.as_json()})
+        return await self._pause(request, paused=True)
 
     async def resume(self, request: Request) -> Reply:
         """POST /queues/{name}/resume."""
-        queue = await self._queues.update(_name(request), paused=False)
-        return json_reply({"queue": queue.as_json()})
+        return await self._pause(request, paused=False)
+
+    async def _pause(self, request: Request, *, paused: bool) -> Reply:
+        queue = await self._admin.pause(_name(request), paused=paused)
+        at = {"paused_at" if paused else "resumed_at": _core.format_rfc3339_ms(queue.updated_ms)}
+        about = {**queue.as_json(), **at}
+        return json_reply({**about, "queue": about})
+
+    async def _snapshot(self, request: Request) -> Snapshot:
+        queue = await self._admin.find(_name(request))
+        [snapshot] = await self._stats.of([queue])
+        return snapshot
+
+
+def _about(queue: Queue) -> dict[str, Any]:
+    updated_ms = queue.updated_ms or queue.created_ms
+    return {**queue.as_json(), "config": queue.config, "updated_at": _core.format_rfc3339_ms(updated_ms)}
+
+
+def _config(queue: Queue) -> Reply:
+    return json_reply({**_about(queue), "queue": queue.name, "configuration": queue.config})
+
+
+def _invalid(field: str, value: object, expected: str) -> InvalidRequest:
+    shown = "missing" if value is None else repr(value)[:80]
+    return InvalidRequest(
+        f"Field '{field}' is {shown}; expected {expected}.",
+        details={"field": field, "received": shown, "expected": expected},
+    )
+
+
+def _only(body: dict[str, Any], known: Iterable[str]) -> None:
+    for field, value in body.items():
+        if field not in known:
+            raise _invalid(field[:80], value, f"only {', '.join(known)}")
+
+
+def _moment(value: object) -> int:
+    if value is None:
+        return 0
+    try:
+        if not isinstance(value, str):
+            raise ValueError  # noqa: TRY301, TRY004 - joins the parser's own errors
+        return max(1, _core.parse_rfc3339_ms(value))
+    except ValueError:
+        raise _invalid("older_than", value, 'an RFC 3339 time with a zone ("2026-02-12T10:30:00Z")') from None
+
+
+def _checked(name: str) -> str:
+    try:
+        return _core.check_queue_name(name, "name")
+    except ValueError as error:
+        raise refused(error) from None
 
 
 def _name(request: Request) -> str:
-    try:
-        return _core.check_queue_name(request.params["name"], "name")
-    except ValueError as error:
-        raise refused(error) from None
+    return _checked(request.params["name"])

@@ -6,6 +6,7 @@ claims of a dead one from there. `ojs-active` holds what outlives a second, for 
 
 import asyncio
 import logging
+from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
@@ -50,6 +51,7 @@ class Claims:
         self._node_id = node_id
         self._held: dict[str, Claim] = {}
         self._by_worker: dict[str, set[str]] = {}
+        self._by_queue: defaultdict[str, int] = defaultdict(int)
         self._fresh: dict[str, int] = {}
         self._claiming: set[str] = set()
         self._deadlines = Deadlines(steady, self._due)
@@ -76,6 +78,7 @@ class Claims:
         """Forget all (after a reset)."""
         self._held.clear()
         self._by_worker.clear()
+        self._by_queue.clear()
         self._fresh.clear()
         self._deadlines.clear()
 
@@ -94,6 +97,8 @@ class Claims:
     def hold(self, claim: Claim) -> None:
         """Take a claim into the table and arm its deadline."""
         job_id = claim.record.id
+        if job_id not in self._held:
+            self._by_queue[claim.record.queue] += 1
         self._held[job_id] = claim
         if claim.record.worker_id:
             self._by_worker.setdefault(claim.record.worker_id, set()).add(job_id)
@@ -113,6 +118,7 @@ class Claims:
         claim = self._held.pop(job_id, None)
         if claim is None:
             return None
+        self._by_queue[claim.record.queue] -= 1
         self._fresh.pop(job_id, None)
         self._deadlines.drop(job_id)
         worker = self._by_worker.get(claim.record.worker_id)
@@ -138,6 +144,14 @@ class Claims:
     def of_worker(self, worker_id: str) -> list[Claim]:
         """The claims of one worker that this node holds."""
         return [self._held[job_id] for job_id in self._by_worker.get(worker_id, ())]
+
+    def in_queue(self, queue: str) -> int:
+        """How many jobs of a queue this node holds."""
+        return self._by_queue.get(queue, 0)
+
+    def held(self) -> list[Claim]:
+        """All claims of this node."""
+        return list(self._held.values())
 
     async def _due(self, job_ids: list[str]) -> None:
         assert self._expire

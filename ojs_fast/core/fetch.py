@@ -14,6 +14,7 @@ from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.limits import Limits, Work, limits_of
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.queues import Queues
+from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import OJSError
 from ojs_fast.storage.connection import PubAck
@@ -49,9 +50,11 @@ class Fetcher:
         events: Events,
         propagator: Propagator,
         limits: Limits,
+        stale: StaleMessages,
         node_id: str,
         clock: NowMs,
     ) -> None:
+        self._stale = stale
         self._stores = stores
         self._settings = settings
         self._queues = queues
@@ -160,7 +163,7 @@ class Fetcher:
             )
         except RevisionConflict:
             # Cancelled, expired, claimed elsewhere or published twice: this message is stale.
-            self._stores.work.ack(work.message.ack_subject)
+            self._stale.refused(work.message, record.id)
             if work.limits:
                 self._limits.undo(work)
             return False

@@ -1,6 +1,7 @@
 """Jobs before and beside their execution: enqueue, read, cancel, activate; loading a record."""
 
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
@@ -8,12 +9,15 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.config import Settings
+from ojs_fast.core.admission import Admission, Grant, Ticket
 from ojs_fast.core.claims import Claims
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.propagate import WAITING, Propagator, scheduled_key
 from ojs_fast.core.queues import Queues
+from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tallies import Tallies
 from ojs_fast.errors import (
     BackendUnavailable,
     Conflict,
@@ -27,7 +31,7 @@ from ojs_fast.errors import (
     job_not_found,
 )
 from ojs_fast.storage import names
-from ojs_fast.storage.errors import BatchRefused, KeyTaken, RevisionConflict
+from ojs_fast.storage.errors import BatchRefused, KeyTaken, RevisionConflict, Unavailable
 from ojs_fast.storage.records import ATOMIC_BATCH_DEFAULT
 
 log = logging.getLogger(__name__)
@@ -42,8 +46,9 @@ GROWTH_BYTES = 8192
 class Retention:
     """How long finished jobs stay in the store, in seconds by state (0 = for ever)."""
 
-    def __init__(self, settings: Settings) -> None:
+    def __init__(self, settings: Settings, queues: Queues) -> None:
         self._settings = settings
+        self._rules = queues.rules
 
     def ttl_s(self, record: _core.Record) -> int:
         """The TTL to write a record with: the job's own `result_ttl`, else its state's setting.
@@ -54,6 +59,10 @@ class Retention:
             ttl_s: int = record.extra["ttl"]
             if ttl_s and _core.is_terminal(record.state):
                 return max(0, ttl_s)
+        if self._rules and record.state in _core.TERMINAL_STATES and not record.dead_letter:
+            rules = self._rules.get(record.queue)
+            if rules is not None and record.state in rules.retention_s:
+                return rules.retention_s[record.state]
         if record.state == "completed":
             return self._settings.retention_completed_s
         if record.state == "cancelled":
@@ -104,12 +113,18 @@ class Jobs:
         claims: Claims,
         events: Events,
         propagator: Propagator,
+        tallies: Tallies,
+        stale: StaleMessages,
+        admission: Admission,
         node_id: str,
         clock: NowMs,
     ) -> None:
         self._stores = stores
+        self._tallies = tallies
+        self._stale = stale
+        self._admission = admission
         self._settings = settings
-        self._retention = Retention(settings)
+        self._retention = Retention(settings, queues)
         self._queues = queues
         self._claims = claims
         self._events = events
@@ -120,27 +135,32 @@ class Jobs:
 
     # -- enqueue ---------------------------------------------------------------------------------
 
-    async def enqueue(self, body: bytes) -> tuple[str, bytes]:
+    async def enqueue(self, body: bytes, ticket: Ticket | None = None) -> tuple[str, bytes]:
         """Store one job and hand it to the workers: `(job id, record bytes)`.
 
-        Two round trips: create the record, publish the work message. Raises OJSError.
+        Two round trips: create the record, publish the work message. `ticket` tells how long to wait for room in
+        a bounded queue. Raises OJSError.
         """
         try:
             record = _core.parse_enqueue(body, self._clock(), self._ids.next, self._settings.max_depth)
         except (ValueError, TypeError) as error:
             raise refused(error) from None
         record.node_id = self._node_id
+        if self._queues.rules:
+            self._apply_rules([record])
         stored = record.serialize()
         self._refuse_oversize(len(stored))
         if not self._queues.knows(record.queue, record.priority):
             await self._open_levels([record])
+        grants = await self._enter([record], ticket) if self._queues.rules else None
         try:
             revision = await self._stores.records.create(record.id, stored)
+            await self._propagator.followed(record, stored, revision)
         except KeyTaken:
             raise _duplicate(record.id) from None
-        published = self._propagator.follow(record, stored, revision)
-        if published is not None:
-            await self._propagator.published(record.id, published)
+        finally:
+            if grants:
+                self._admission.leave(grants, at_once=record.state == "available")
         self._announce(record)
         return record.id, stored
 
@@ -156,6 +176,8 @@ class Jobs:
         except (ValueError, TypeError) as error:
             raise refused(error) from None
         record.node_id = self._node_id
+        if self._queues.rules:
+            self._apply_rules([record])
         if extra is not None:
             record.extra = {**(record.extra or {}), **extra}
         stored = record.serialize()
@@ -169,7 +191,17 @@ class Jobs:
         self._announce(record)
         return record
 
-    async def enqueue_batch(self, body: bytes) -> list[bytes]:
+    def _apply_rules(self, records: list[_core.Record]) -> None:
+        for record in records:
+            rules = self._queues.rules.get(record.queue)
+            if rules is not None:
+                rules.apply(record)
+
+    async def _enter(self, records: list[_core.Record], ticket: Ticket | None) -> list[Grant]:
+        demand = Counter(record.queue for record in records)
+        return await self._admission.enter(demand, records[0].type, ticket or Ticket())
+
+    async def enqueue_batch(self, body: bytes, ticket: Ticket | None = None) -> list[bytes]:
         """Store many jobs, all or none; the records' bytes in the order given. Raises OJSError."""
         try:
             records = _core.parse_batch(body, self._clock(), self._ids.next, self._settings.max_depth, MAX_BATCH)
@@ -178,11 +210,15 @@ class Jobs:
         self._refuse_twins(records)
         for record in records:
             record.node_id = self._node_id
+        if self._queues.rules:
+            self._apply_rules(records)
         batch = [(record.id, record.serialize()) for record in records]
         self._refuse_oversize(max(len(stored) for _, stored in batch))
         await self._open_levels([r for r in records if not self._queues.knows(r.queue, r.priority)])
+        grants = await self._enter(records, ticket) if self._queues.rules else None
         try:
             last = await self._stores.batches.create_all(batch)
+            await self._follow_batch(records, batch, last - len(batch) + 1)
         except KeyTaken as taken:
             raise _duplicate(str(taken)) from None
         except BatchRefused as error:
@@ -191,7 +227,9 @@ class Jobs:
                 details={"field": "jobs", "received": len(batch), "reason": str(error)},
                 hint="Send smaller batches, or raise jetstream.limits.batch.max_msgs of the NATS server.",
             ) from None
-        await self._follow_batch(records, batch, last - len(batch) + 1)
+        finally:
+            if grants:
+                self._admission.leave(grants, at_once=all(record.state == "available" for record in records))
         for record in records:
             self._announce(record)
         return [stored for _, stored in batch]
@@ -299,11 +337,18 @@ class Jobs:
             except _core.IllegalTransition as error:
                 raise illegal_transition(job_id, operation, before, error.expected_states) from None
             record.node_id = self._node_id
+            period = self._tallies.stamp(record, before)
             stored = record.serialize()
             try:
                 revision = await self._stores.records.replace(job_id, stored, revision, self._retention.ttl_s(record))
             except RevisionConflict:
+                self._tallies.drop(period)
                 continue
+            except Unavailable:
+                self._tallies.doubt(period, job_id)
+                raise
+            if period is not None:
+                period.count(revision, record)
             self._leave(record, before, ack_subject, holder, at)
             await self._propagator.followed(record, stored, revision)
             return record, stored
@@ -317,18 +362,22 @@ class Jobs:
                 self._stores.work.ack(ack_subject)
             if holder != self._node_id:
                 self._stores.connection.send(names.node_subject(holder), b"%s %d" % (job_id.encode(), revision))
+        elif before == "available":
+            self._stale.left_by(record)
         elif before == "scheduled":
-            self._stores.outbox.delete(names.SCHEDULED, scheduled_key(record))
+            self._stores.outbox.erase(names.SCHEDULED, scheduled_key(record))
         elif before == "retryable":
-            self._stores.outbox.delete(names.RETRY, names.attempt_key(job_id, record.attempt))
+            self._stores.outbox.erase(names.RETRY, names.retry_key(record.queue, job_id, record.attempt))
 
-    async def cancel(self, job_id: str) -> tuple[_core.Record, bytes, str]:
-        """Any non-terminal state → cancelled: `(record, bytes, previous state)`. Raises OJSError."""
+    async def cancel(self, job_id: str, only: tuple[str, ...] = ()) -> tuple[_core.Record, bytes, str]:
+        """Any non-terminal state, or one of `only`, → cancelled: `(record, bytes, previous state)`. Raises OJSError."""
         previous = ""
 
         def apply(record: _core.Record, now_ms: int) -> None:
             nonlocal previous
             previous = record.state
+            if only and previous not in only:
+                raise _core.IllegalTransition("cancel", previous, only)
             record.cancel(now_ms)
 
         record, stored = await self.change(job_id, "cancel", apply)

@@ -14,6 +14,7 @@ from ojs_fast.core.limit_keys import LimitKeys
 from ojs_fast.core.limit_state import Limit, Refusal
 from ojs_fast.core.propagate import RESCHEDULES, Propagator
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tallies import Period, Tallies
 from ojs_fast.storage.connection import PubAck
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
 from ojs_fast.storage.server_clock import ServerClock
@@ -47,6 +48,7 @@ class RefusedJobs:
         server_clock: ServerClock,
         events: Events,
         propagator: Propagator,
+        tallies: Tallies,
         node_id: str,
         clock: NowMs,
     ) -> None:
@@ -55,16 +57,17 @@ class RefusedJobs:
         self._server_clock = server_clock
         self._events = events
         self._propagator = propagator
+        self._tallies = tallies
         self._node_id = node_id
         self._clock = clock
 
     async def handle(self, refused: list[Refused], keys: LimitKeys) -> None:
         """Reschedule or drop them, pipelined. What NATS does not take now is given back."""
         started = [(one, *self._start(one, keys)) for one in refused]
-        for one, stored, pending in started:
-            await self._finish(one, stored, pending)
+        for one, stored, period, pending in started:
+            await self._finish(one, stored, period, pending)
 
-    def _start(self, one: Refused, keys: LimitKeys) -> tuple[bytes, "asyncio.Future[PubAck]"]:
+    def _start(self, one: Refused, keys: LimitKeys) -> tuple[bytes, Period | None, "asyncio.Future[PubAck]"]:
         record = one.record
         if one.limit.on_limit == "drop":
             now_ms = self._clock()
@@ -74,9 +77,10 @@ class RefusedJobs:
             record.extra = {**(record.extra or {}), RESCHEDULES: (record.extra or {}).get(RESCHEDULES, 0) + 1}
             record.reschedule(self._slot_ms(one, keys))
         record.node_id = self._node_id
+        period = self._tallies.stamp(record, "available")
         stored = record.serialize()
         pending = self._stores.records.start_replace(record.id, stored, one.revision, self._retention.ttl_s(record))
-        return stored, pending
+        return stored, period, pending
 
     def _slot_ms(self, one: Refused, keys: LimitKeys) -> int:
         # One behind the other: a thousand jobs that all come back for the same slot would all be refused again.
@@ -89,18 +93,24 @@ class RefusedJobs:
         key.slot_ms = max(free_ms, key.slot_ms + gap_ms)
         return self._clock() + int(key.slot_ms - now_ms) + 1
 
-    async def _finish(self, one: Refused, stored: bytes, pending: "asyncio.Future[PubAck]") -> None:
+    async def _finish(
+        self, one: Refused, stored: bytes, period: Period | None, pending: "asyncio.Future[PubAck]"
+    ) -> None:
         record = one.record
         ttl_s = self._retention.ttl_s(record)
         try:
             revision = await self._stores.records.finish_replace(record.id, stored, one.revision, ttl_s, pending)
         except RevisionConflict:
+            self._tallies.drop(period)
             self._stores.work.ack(one.message.ack_subject)
             return
         except Unavailable:
+            self._tallies.doubt(period, record.id)
             self._stores.work.give_back(one.message)
             self._propagator.doubt(record.id)
             return
+        if period is not None:
+            period.count(revision, record)
         self._stores.work.ack(one.message.ack_subject)
         self._propagator.follow_or_doubt(record, stored, revision)
         if record.state == "scheduled":

@@ -17,8 +17,10 @@ from ojs_fast import _core
 from ojs_fast.core.clock import Deadlines, NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Retention
-from ojs_fast.core.propagate import WAITING, Propagator, scheduled_key
+from ojs_fast.core.propagate import WAITING, Propagator, expiry_key, scheduled_key
+from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tallies import Period, Tallies
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Watch
 from ojs_fast.storage.connection import PubAck
@@ -27,7 +29,6 @@ from ojs_fast.storage.errors import RevisionConflict, Unavailable
 log = logging.getLogger(__name__)
 
 RETRY_LATER_MS = 500
-ID_LENGTH = 36  # a key starts with the job id
 
 
 def _scheduled_key(record: _core.Record) -> str:
@@ -39,7 +40,7 @@ def _retry_key(record: _core.Record) -> str:
 
 
 def _expiry_key(record: _core.Record) -> str:
-    return record.id if record.state in WAITING and record.expires_ms else ""
+    return expiry_key(record) if record.state in WAITING and record.expires_ms else ""
 
 
 #: The indexes, and the key that a record has in each of them while it waits there, "" when it does not.
@@ -65,6 +66,8 @@ class Promoter:
         retention: Retention,
         events: Events,
         propagator: Propagator,
+        tallies: Tallies,
+        stale: StaleMessages,
         node_id: str,
         clock: NowMs,
     ) -> None:
@@ -72,6 +75,8 @@ class Promoter:
         self._retention = retention
         self._events = events
         self._propagator = propagator
+        self._tallies = tallies
+        self._stale = stale
         self._node_id = node_id
         self._clock = clock
         self._due = {bucket: self._deadlines(bucket) for bucket in _KEYS}
@@ -116,23 +121,33 @@ class Promoter:
     async def _promote_some(self, bucket: str, keys: list[str]) -> None:
         due = self._due[bucket]
         try:
-            found = await self._stores.records.get_many(key[:ID_LENGTH] for key in keys)
+            found = await self._stores.records.get_many(names.indexed_job(key) for key in keys)
         except Unavailable as error:
             log.info("promotion is tried again: %s", error)
             for key in keys:
                 due.set(key, self._clock() + RETRY_LATER_MS)
             return
-        under_way = [entry for key in keys if (entry := self._start(bucket, key, found.get(key[:ID_LENGTH])))]
+        under_way = [entry for key in keys if (entry := self._start(bucket, key, found.get(names.indexed_job(key))))]
         published = None
-        for key, record, stored, revision, ttl_s, pending in under_way:
+        for key, record, stored, revision, ttl_s, pending, period in under_way:
             try:
                 written = await self._stores.records.finish_replace(record.id, stored, revision, ttl_s, pending)
             except (RevisionConflict, Unavailable) as error:
+                if isinstance(error, Unavailable):
+                    self._tallies.doubt(period, record.id)
+                else:
+                    self._tallies.drop(period)
                 log.info("promotion is tried again: %r", error, extra={"ojs.job_id": record.id})
                 due.set(key, self._clock() + RETRY_LATER_MS)
                 continue
+            if period is not None:
+                period.count(written, record)
             published = self._propagator.follow_or_doubt(record, stored, written)
-            self._stores.outbox.delete(bucket, key)
+            self._stores.outbox.erase(bucket, key)
+            if bucket == names.EXPIRY:
+                # It may have waited in another index, or as a work message.
+                self._propagator.forsake(record)
+                self._stale.left_by(record)
             self._events.job("job.expired" if record.state == "discarded" else "job.enqueued", record)
         if published is not None:
             # Not for its outcome, which `follow_or_doubt` handles: NATS is to keep up.
@@ -140,7 +155,7 @@ class Promoter:
 
     def _start(
         self, bucket: str, key: str, found: tuple[bytes, int] | None
-    ) -> tuple[str, _core.Record, bytes, int, int, "asyncio.Future[PubAck]"] | None:
+    ) -> tuple[str, _core.Record, bytes, int, int, "asyncio.Future[PubAck]", Period | None] | None:
         """Send the change of one job; None when its record says that there is nothing to do."""
         try:
             record = _core.Record.parse(found[0]) if found else None
@@ -148,7 +163,7 @@ class Promoter:
             log.error("a foreign record in ojs-jobs is left alone: %s", error, extra={"key": key})
             record = None
         if found is None or record is None or key != _KEYS[bucket](record):
-            self._stores.outbox.delete(bucket, key)
+            self._stores.outbox.erase(bucket, key)
             return None
         now_ms = self._clock()
         due_ms = _due_ms(bucket, record)
@@ -160,7 +175,8 @@ class Promoter:
         else:
             record.promote(now_ms)
         record.node_id = self._node_id
+        period = self._tallies.stamp(record, "")
         stored, revision = record.serialize(), found[1]
         ttl_s = self._retention.ttl_s(record)
         pending = self._stores.records.start_replace(record.id, stored, revision, ttl_s)
-        return key, record, stored, revision, ttl_s, pending
+        return key, record, stored, revision, ttl_s, pending, period

@@ -37,7 +37,12 @@ def scheduled_key(record: _core.Record) -> str:
     A late delete of an earlier entry never hits the present one.
     """
     again = record.extra.get(RESCHEDULES, 0) if record.extra is not None else 0
-    return f"{record.id}.{again}" if again else record.id
+    return names.scheduled_key(record.queue, record.id, again)
+
+
+def expiry_key(record: _core.Record) -> str:
+    """The key of a job in the index of what expires."""
+    return names.expiry_key(record.queue, record.id)
 
 
 class Propagator:
@@ -88,7 +93,8 @@ class Propagator:
         if record.state == "scheduled":
             outbox.put(names.SCHEDULED, scheduled_key(record), {"due_ms": record.scheduled_ms})
         elif record.state == "retryable":
-            outbox.put(names.RETRY, names.attempt_key(record.id, record.attempt), {"due_ms": record.next_attempt_ms})
+            key = names.retry_key(record.queue, record.id, record.attempt)
+            outbox.put(names.RETRY, key, {"due_ms": record.next_attempt_ms})
         elif record.state == "discarded" and record.dead_letter:
             outbox.put(
                 names.DEAD,
@@ -100,9 +106,18 @@ class Propagator:
 
     def _follow_expiry(self, record: _core.Record) -> None:
         if record.state in WAITING:
-            self._stores.outbox.put(names.EXPIRY, record.id, {"due_ms": record.expires_ms})
+            self._stores.outbox.put(names.EXPIRY, expiry_key(record), {"due_ms": record.expires_ms})
         elif _core.is_terminal(record.state):
-            self._stores.outbox.delete(names.EXPIRY, record.id)
+            self._stores.outbox.erase(names.EXPIRY, expiry_key(record))
+
+    def forsake(self, record: _core.Record) -> None:
+        """Remove the index entry that a cancelled or expired job left when its node died in between."""
+        if record.state not in ("cancelled", "discarded"):
+            return
+        if record.scheduled_ms > self._clock():
+            self._stores.outbox.erase(names.SCHEDULED, scheduled_key(record))
+        elif record.errors:
+            self._stores.outbox.erase(names.RETRY, names.retry_key(record.queue, record.id, record.attempt))
 
     async def followed(self, record: _core.Record, stored: bytes, revision: int) -> None:
         """`follow`, and wait until the work message is acknowledged; a lost one is repaired later."""

@@ -2,14 +2,17 @@
 
 import asyncio
 import logging
-from dataclasses import dataclass, replace
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakValueDictionary
 
 import orjson
 
 from ojs_fast import _core
+from ojs_fast.core import queue_config
 from ojs_fast.core.clock import NowMs
+from ojs_fast.core.queue_config import QueueRules
 from ojs_fast.errors import BackendUnavailable
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket, Watch
@@ -21,30 +24,57 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, frozen=True)
 class Queue:
-    """One queue. `levels` are the priorities ever used, highest first."""
+    """One queue. `levels` are the priorities ever used, highest first; `config` as it was set."""
 
     name: str
     created_ms: int
     paused: bool = False
     levels: tuple[int, ...] = (0,)
+    config: dict[str, Any] = field(default_factory=dict)
+    updated_ms: int = 0
 
     def entry(self) -> dict[str, Any]:
         """The value in `ojs-queues`."""
-        return {"name": self.name, "created_ms": self.created_ms, "paused": self.paused, "levels": self.levels}
+        return {
+            "name": self.name,
+            "created_ms": self.created_ms,
+            "paused": self.paused,
+            "levels": self.levels,
+            "config": self.config,
+            "updated_ms": self.updated_ms,
+        }
 
     def as_json(self) -> dict[str, Any]:
         """The item of `GET /queues` (ojs-http-binding section 11.1; the JavaScript SDK reads `paused`)."""
         return {
             "name": self.name,
-            "status": "paused" if self.paused else "active",
+            "status": self.status,
+            "state": self.status,
             "paused": self.paused,
             "created_at": _core.format_rfc3339_ms(self.created_ms),
         }
 
+    @property
+    def status(self) -> str:
+        """`active` or `paused`."""
+        return "paused" if self.paused else "active"
+
+    @property
+    def rules(self) -> QueueRules:
+        """What the configuration means."""
+        return queue_config.rules(self.config)
+
 
 def _parse(value: dict[str, Any]) -> Queue:
     levels = tuple(sorted(value.get("levels", [0]), reverse=True))
-    return Queue(value["name"], value["created_ms"], value.get("paused", False), levels)
+    return Queue(
+        value["name"],
+        value["created_ms"],
+        value.get("paused", False),
+        levels,
+        value.get("config", {}),
+        value.get("updated_ms", 0),
+    )
 
 
 class Queues:
@@ -55,6 +85,9 @@ class Queues:
         self._watch = Watch(connection, names.QUEUES, self._changed)
         self._clock = clock
         self._known: dict[str, tuple[Queue, int]] = {}
+        #: What is configured, by queue; queues without a configuration are not in it.
+        self.rules: dict[str, QueueRules] = {}
+        self._on_removed: Callable[[str], None] = lambda _: None
         self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def open(self) -> None:
@@ -69,15 +102,32 @@ class Queues:
     def forget(self) -> None:
         """Drop what is known (after a reset)."""
         self._known.clear()
+        self.rules.clear()
+
+    def on_removed(self, hook: Callable[[str], None]) -> None:
+        """Call `hook(name)` when somebody removed a queue that this node knew."""
+        self._on_removed = hook
+
+    def _learn(self, queue: Queue, revision: int) -> None:
+        self._known[queue.name] = (queue, revision)
+        if queue.config:
+            self.rules[queue.name] = queue.rules
+        else:
+            self.rules.pop(queue.name, None)
+
+    def _unlearn(self, name: str) -> None:
+        self.rules.pop(name, None)
+        if self._known.pop(name, None) is not None:
+            self._on_removed(name)
 
     def _changed(self, key: str, value: bytes | None, revision: int) -> None:
         name = names.decode_token(key)
         known = self._known.get(name)
         if value is None:
             if known and known[1] < revision:
-                del self._known[name]
+                self._unlearn(name)
         elif known is None or known[1] < revision:
-            self._known[name] = (_parse(orjson.loads(value)), revision)
+            self._learn(_parse(orjson.loads(value)), revision)
 
     def knows(self, name: str, priority: int) -> bool:
         """True when workers everywhere look at this level of this queue."""
@@ -91,23 +141,59 @@ class Queues:
             if not self.knows(name, priority):
                 await self.update(name, add_level=priority)
 
-    async def update(self, name: str, *, add_level: int | None = None, paused: bool | None = None) -> Queue:
-        """Compare-and-set one queue's entry, creating it when it is new. Raises Unavailable."""
+    async def create(self, name: str, config: dict[str, Any]) -> Queue | None:
+        """Make a queue; None when it exists. Raises Unavailable."""
+        queue = Queue(name, self._clock(), config=config)
+        key = names.encode_token(name)
+        value, revision = await self._bucket.last(key)
+        if value is not None:
+            return None
+        try:
+            revision = await self._bucket.put(key, queue.entry(), revision)
+        except RevisionConflict:
+            return None
+        self._learn(queue, revision)
+        return queue
+
+    async def remove(self, name: str) -> None:
+        """Remove a queue's entry. Raises Unavailable."""
+        await self._bucket.delete(names.encode_token(name))
+        self._unlearn(name)
+
+    async def update(
+        self,
+        name: str,
+        *,
+        add_level: int | None = None,
+        paused: bool | None = None,
+        configure: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
+    ) -> Queue:
+        """Compare-and-set one queue's entry, creating it when it is new.
+
+        `configure(present configuration)` gives the new one. Raises Unavailable, and what `configure` raises.
+        """
         key = names.encode_token(name)
         for _ in range(20):
-            found = await self._bucket.get(key)
-            queue = _parse(found[0]) if found else Queue(name, self._clock())
+            value, revision = await self._bucket.last(key)
+            queue = _parse(value) if value else Queue(name, self._clock())
             if add_level is not None and add_level not in queue.levels:
                 queue = replace(queue, levels=tuple(sorted({*queue.levels, add_level}, reverse=True)))
             if paused is not None:
-                queue = replace(queue, paused=paused)
+                queue = replace(queue, paused=paused, updated_ms=self._clock())
+            if configure is not None:
+                queue = replace(queue, config=configure(queue.config), updated_ms=self._clock())
             try:
-                revision = await self._bucket.put(key, queue.entry(), found[1] if found else 0)
+                revision = await self._bucket.put(key, queue.entry(), revision)
             except RevisionConflict:
                 continue
-            self._known[name] = (queue, revision)
+            self._learn(queue, revision)
             return queue
         raise BackendUnavailable(f"Queue '{name}' is being changed by too many clients at once.")
+
+    def known(self, name: str) -> Queue | None:
+        """The queue as this node knows it, without asking NATS."""
+        known = self._known.get(name)
+        return known[0] if known else None
 
     async def find(self, name: str) -> Queue | None:
         """The queue, or None when no job ever entered it. Asks NATS for one this node does not know."""
@@ -118,7 +204,7 @@ class Queues:
         if found is None:
             return None
         queue = _parse(found[0])
-        self._known[name] = (queue, found[1])
+        self._learn(queue, found[1])
         return queue
 
     def all(self) -> list[Queue]:

@@ -11,9 +11,11 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from ojs_fast import _core
-from ojs_fast.core.clock import NowMs
+from ojs_fast.core.clock import now_ms
+from ojs_fast.core.inheritance import Inheritance
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.settle import Settler
+from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
@@ -26,24 +28,38 @@ MARGIN_MS = 15_000
 READ_AT_ONCE = 500
 # Twice, because NATS may still handle what a broken connection had left in its buffers.
 WALKS_AFTER_A_CUT = 2
+CUT_MARGIN_MS = 2000
 
 
 class Reconciler:
     """Repairs after nodes whose lease ended."""
 
-    def __init__(self, stores: Stores, leases: Leases, propagator: Propagator, settler: Settler, clock: NowMs) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        leases: Leases,
+        propagator: Propagator,
+        settler: Settler,
+        inheritance: Inheritance,
+        stale: StaleMessages,
+    ) -> None:
         self._stores = stores
         self._leases = leases
         self._propagator = propagator
         self._settler = settler
-        self._clock = clock
+        self._inheritance = inheritance
+        self._stale = stale
         self._active = Bucket(stores.connection, names.ACTIVE)
         self._walks_due = 0
         # What else is to be repaired after dead nodes, given their ids; may raise Unavailable.
         self.on_dead: list[Callable[[list[str]], Awaitable[None]]] = []
+        self._cut_ms = 0
+        self._rechecked: set[str] = set()
         stores.connection.on_disconnect(self._cut_off)
 
     def _cut_off(self) -> None:
+        if not self._walks_due:
+            self._cut_ms = now_ms()
         self._walks_due = WALKS_AFTER_A_CUT
 
     async def after_cut(self) -> None:
@@ -53,7 +69,26 @@ class Reconciler:
         """
         if self._walks_due:
             await self._walk_in_flight()
+            await self._audit_work()
+            await self._settler.recheck()
             self._walks_due -= 1
+
+    async def after_deaths(self) -> None:
+        """On any node: what a dying node settled, and nobody was told of, is no claim of this one any more.
+
+        Raises Unavailable.
+        """
+        dead = {node_id for node_id, _ in self._leases.dead_nodes()}
+        if dead - self._rechecked:
+            await self._settler.recheck()
+        self._rechecked = dead
+
+    async def _audit_work(self) -> None:
+        # Publishes that were repeated, and acknowledgements that a killed NATS has forgotten.
+        since = _core.format_rfc3339_ms(max(0, self._cut_ms - CUT_MARGIN_MS))
+        await self._stale.audit({"start_time": since}, "ojs.queue.>", whole=True)
+        for info in await self._stores.work.consumers():
+            await self._stale.audit({"seq": 1}, info["config"]["filter_subject"], whole=False)
 
     async def run(self) -> int:
         """Repair after every dead node, then bury it; returns how many there were. Raises Unavailable."""
@@ -62,7 +97,9 @@ class Reconciler:
             return 0
         since_ms = min(renewed_ms for _, renewed_ms in dead) - MARGIN_MS
         log.info("reconciling after %d dead nodes", len(dead))
-        repaired = await self._replay(since_ms)
+        self._inheritance.begin({node_id for node_id, _ in dead})
+        repaired, seen = await self._replay(since_ms)
+        await self._inheritance.take_over(seen)
         await self._adopt_entered()
         await self._walk_in_flight()
         for repair in self.on_dead:
@@ -72,8 +109,11 @@ class Reconciler:
         log.info("reconciled: %d recent records were set right", repaired)
         return len(dead)
 
-    async def _replay(self, since_ms: int) -> int:
-        """Let everything follow the records written since then by nodes that are dead."""
+    async def _replay(self, since_ms: int) -> tuple[int, int]:
+        """Let everything follow the records written since then by nodes that are dead.
+
+        Returns how many were set right, and the last revision that was seen.
+        """
         start_time = _core.format_rfc3339_ms(max(0, since_ms))
         published = await self._published_since(start_time)
         live = self._leases.live_nodes()
@@ -83,6 +123,8 @@ class Reconciler:
             for job_id, stored, revision in page:
                 after = revision
                 record = _parse(stored, job_id)
+                if record is not None:
+                    self._inheritance.see(record)
                 if record is None or record.node_id in live:
                     continue
                 if record.state == "active":
@@ -93,8 +135,10 @@ class Reconciler:
                 if record.state == "available" and (job_id, revision) in published:
                     continue
                 self._propagator.follow_or_doubt(record, stored, revision)
+                self._propagator.forsake(record)
+                self._stale.left_by(record)
                 repaired += 1
-        return repaired
+        return repaired, after
 
     async def _published_since(self, start_time: str) -> set[tuple[str, int]]:
         published: set[tuple[str, int]] = set()

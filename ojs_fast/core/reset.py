@@ -5,6 +5,7 @@ import logging
 from collections.abc import Callable
 
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tallies import Tallies
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import NodeMessage
 from ojs_fast.storage.errors import Unavailable
@@ -19,14 +20,16 @@ KEPT = (names.NODES,)
 class Resetter:
     """Purges streams and makes every node forget what it holds in memory."""
 
-    def __init__(self, stores: Stores, leases: Leases, forget: Callable[[], None]) -> None:
+    def __init__(self, stores: Stores, leases: Leases, tallies: Tallies, forget: Callable[[], None]) -> None:
         self._stores = stores
         self._leases = leases
+        self._tallies = tallies
         self._forget = forget
 
     async def answer(self, msg: NodeMessage) -> None:
         """Forget because another node resets."""
         self._forget()
+        await self._tallies.quiet()
         if msg.reply:
             await self._stores.connection.reply(msg, b"done")
 
@@ -46,3 +49,6 @@ class Resetter:
             *(self._stores.connection.request(names.node_subject(node_id), RESET) for node_id in others)
         )
         self._forget()
+        await self._tallies.quiet()
+        # What a node had under way when it was told to forget.
+        await self._stores.connection.api(f"STREAM.PURGE.{names.bucket_stream(names.TALLIES)}")

@@ -12,14 +12,18 @@ from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import ATTEMPTS, Jobs, Retention
 from ojs_fast.core.limits import Limits
 from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.queues import Queues
 from ojs_fast.core.retry import Failure
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tallies import Tallies
 from ojs_fast.errors import BackendUnavailable, Conflict, PayloadTooLarge, illegal_transition
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
 
 log = logging.getLogger(__name__)
+
+RECHECKED_AT_ONCE = 500
 
 Change = Callable[[_core.Record, int], None]
 # The record and its bytes as written.
@@ -38,11 +42,14 @@ class Settler:
         events: Events,
         propagator: Propagator,
         limits: Limits,
+        tallies: Tallies,
+        queues: Queues,
         node_id: str,
         clock: NowMs,
     ) -> None:
         self._stores = stores
-        self._retention = Retention(settings)
+        self._tallies = tallies
+        self._retention = Retention(settings, queues)
         self._claims = claims
         self._jobs = jobs
         self._events = events
@@ -124,29 +131,38 @@ class Settler:
                     raise
                 raise illegal_transition(job_id, operation, before, ("active",)) from None
             record.node_id = self._node_id
+            period = self._tallies.stamp(record, before)
             try:
                 stored = self._jobs.fit(record)
             except PayloadTooLarge:
+                self._tallies.drop(period)
                 self._resume(job_id)
                 raise
             try:
                 revision = await self._stores.records.replace(job_id, stored, revision, self._retention.ttl_s(record))
             except RevisionConflict:
+                self._tallies.drop(period)
                 claim = None
                 continue
             except Unavailable:
+                self._tallies.doubt(period, job_id)
                 self._resume(job_id)
                 raise
-            self._claims.settled(job_id, claim)
-            if ack_subject:
-                self._stores.work.ack(ack_subject)
-            if holder != self._node_id:
-                self._stores.connection.send(names.node_subject(holder), b"%s %d" % (job_id.encode(), at))
+            if period is not None:
+                period.count(revision, record)
+            self._let_go(job_id, claim, ack_subject, holder, at)
             published = self._propagator.follow(record, stored, revision)
             if published is not None:
                 await self._propagator.published(job_id, published)
             return record, stored
         raise BackendUnavailable(f"Job '{job_id}' is being changed by too many clients at once.")
+
+    def _let_go(self, job_id: str, claim: Claim | None, ack_subject: str, holder: str, revision: int) -> None:
+        self._claims.settled(job_id, claim)
+        if ack_subject:
+            self._stores.work.ack(ack_subject)
+        if holder != self._node_id:
+            self._stores.connection.send(names.node_subject(holder), b"%s %d" % (job_id.encode(), revision))
 
     def _resume(self, job_id: str) -> None:
         # Nothing was written, or nobody knows. If nothing was, the worker still has the job: adopt it again.
@@ -171,6 +187,18 @@ class Settler:
         if entry is not None:
             visible_ms = max(visible_ms, int(entry[0].get("visible_ms", 0)))
         self._claims.hold(Claim(record, revision, visible_ms, entered=entry is not None))
+
+    async def recheck(self) -> None:
+        """Let go of the claims whose jobs others have settled. Raises Unavailable."""
+        held = self._claims.held()
+        for start in range(0, len(held), RECHECKED_AT_ONCE):
+            claims = held[start : start + RECHECKED_AT_ONCE]
+            found = await self._stores.records.get_many(claim.record.id for claim in claims)
+            for claim in claims:
+                job_id = claim.record.id
+                revision = found[job_id][1] if job_id in found else 0
+                if revision != claim.revision and self._claims.get(job_id) is claim:
+                    self._claims.settled(job_id, self._claims.take(job_id))
 
     # -- deadlines -------------------------------------------------------------------------------
 

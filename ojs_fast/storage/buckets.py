@@ -7,12 +7,15 @@ any number of reconnects. If the node dies first, reconcile writes them from the
 import asyncio
 import contextlib
 import logging
+from collections import deque
 from collections.abc import AsyncIterator, Callable
+from functools import partial
 from typing import Any
 
 import orjson
 from nats.aio.msg import Msg
 
+from ojs_fast import _core
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import Connection, headers
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
@@ -23,6 +26,7 @@ log = logging.getLogger(__name__)
 MARKER_TTL_S = 30
 HEARTBEAT_S = 5
 READ_AT_ONCE = 500
+MATCHES = 1000
 ONLY_NEW = headers(Nats_Expected_Last_Subject_Sequence=0)
 ONLY_NEW_FOR = ONLY_NEW[:-2] + b"Nats-TTL: %ds\r\n\r\n"
 DELETED = headers(KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
@@ -60,12 +64,18 @@ class Bucket:
 
     async def get(self, key: str) -> tuple[Any, int] | None:
         """`(value, revision)`, or None. Raises Unavailable."""
+        value, revision = await self.last(key)
+        return (value, revision) if value is not None else None
+
+    async def last(self, key: str) -> tuple[Any, int]:
+        """`(value, revision)` to write over; the value of a key that does not exist is None. Raises Unavailable."""
         stream = names.bucket_stream(self.name)
         subject = names.bucket_subject(self.name, key)
         message = await self._connection.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
         if not message.sequence and message.status != "404":
             raise Unavailable(f"direct get failed: status {message.status}")
-        return (orjson.loads(message.data), message.sequence) if message.sequence and message.is_live else None
+        live = message.sequence and message.is_live
+        return orjson.loads(message.data) if live else None, message.sequence
 
     async def delete(self, key: str) -> None:
         """Remove a key; its marker goes by itself. Raises Unavailable."""
@@ -92,6 +102,13 @@ class Bucket:
             if len(batch) < wanted:
                 break
         return found
+
+    async def matching(self, keys: str) -> list[tuple[str, Any, int]]:
+        """The live entries whose keys match a wildcard, a thousand at most. Raises Unavailable."""
+        prefix = len(names.bucket_subject(self.name, ""))
+        query = {"multi_last": [names.bucket_subject(self.name, keys)], "batch": MATCHES}
+        batch = await self._connection.get_batch(names.bucket_stream(self.name), query)
+        return [(m.stored_subject[prefix:], orjson.loads(m.data), m.sequence) for m in batch if m.is_live]
 
     async def count(self, keys: str = ">") -> int:
         """How many keys there are, markers of recent deletions included. Raises Unavailable."""
@@ -140,10 +157,13 @@ class Outbox:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._late: asyncio.Queue[tuple[str, bytes, bytes]] = asyncio.Queue()
-        self._under_way = 0
-        self._settled = asyncio.Event()
-        self._settled.set()
+        self._late: asyncio.Queue[Callable[[], None]] = asyncio.Queue()
+        # What is not acknowledged yet, oldest first; a number keeps its place over re-sending.
+        self._open: dict[int, None] = {}
+        self._puts: dict[int, None] = {}
+        self._erasures: deque[tuple[int, str, str]] = deque()
+        self._number = 0
+        self._progress = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
     async def open(self) -> None:
@@ -154,49 +174,88 @@ class Outbox:
         """Wait briefly for what is under way, then stop."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(2):
-                await self._settled.wait()
+                await self.flushed()
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+
+    async def flushed(self) -> None:
+        """Wait until all that was handed over before this call has arrived."""
+        last = self._number
+        while self._open and next(iter(self._open)) <= last:
+            await self._progress.wait()
 
     def put(self, bucket: str, key: str, value: Any, ttl_s: int = 0, *, only_new: bool = False) -> None:
         """Write a key; re-sent until acknowledged. `only_new` leaves a value that is there as it is."""
         header = ONLY_NEW if only_new else b""
         if ttl_s:
             header = ONLY_NEW_FOR % ttl_s if only_new else headers(Nats_TTL=f"{ttl_s}s")
-        self._send(names.bucket_subject(bucket, key), orjson.dumps(value), header)
+        self._send(self._enter(), names.bucket_subject(bucket, key), orjson.dumps(value), header)
 
     def delete(self, bucket: str, key: str) -> None:
         """Remove a key; re-sent until acknowledged."""
-        self._send(names.bucket_subject(bucket, key), b"", DELETED)
+        self._send(self._enter(), names.bucket_subject(bucket, key), b"", DELETED)
 
-    def _send(self, subject: str, payload: bytes, header: bytes) -> None:
-        self._under_way += 1
-        self._settled.clear()
+    def erase(self, bucket: str, key: str) -> None:
+        """Remove a key without a marker, so that counting keys stays exact; watches are not told."""
+        self._number += 1
+        self._open[self._number] = None
+        self._erasures.append((self._number, names.bucket_stream(bucket), names.bucket_subject(bucket, key)))
+        self._erase_ripe()
+
+    def _erase_ripe(self) -> None:
+        # NATS purges at once but stores in order: a purge must not overtake the write that it is to undo.
+        oldest = next(iter(self._puts), self._number + 1)
+        while self._erasures and self._erasures[0][0] < oldest:
+            self._purge(*self._erasures.popleft())
+
+    def _enter(self) -> int:
+        self._number += 1
+        self._open[self._number] = self._puts[self._number] = None
+        return self._number
+
+    def _send(self, number: int, subject: str, payload: bytes, header: bytes) -> None:
         future = self._connection.write(subject, payload, header)
 
         def check(answer: "asyncio.Future[tuple[int, int, str]]") -> None:
             if answer.cancelled() or answer.exception() is not None:
-                self._late.put_nowait((subject, payload, header))
+                self._late.put_nowait(partial(self._send, number, subject, payload, header))
                 return
             _, code, description = answer.result()
             if code and not (code == WRONG_LAST_SEQUENCE and header.startswith(ONLY_NEW[:-2])):
                 log.error("JetStream refused %s: %s (error %d)", subject, description, code)
-            self._done()
+            self._done(number)
 
         future.add_done_callback(check)
 
-    def _done(self) -> None:
-        self._under_way -= 1
-        if not self._under_way:
-            self._settled.set()
+    def _purge(self, number: int, stream: str, subject: str) -> None:
+        def collect(_: _core.WireMessage) -> bool:
+            if not future.done():
+                future.set_result(None)
+            return True
+
+        def check(answer: "asyncio.Future[None]") -> None:
+            if answer.cancelled() or answer.exception() is not None:
+                self._late.put_nowait(partial(self._purge, number, stream, subject))
+            else:
+                self._done(number)
+
+        token, future = self._connection.expect(collect)
+        self._connection.send(f"$JS.API.STREAM.PURGE.{stream}", orjson.dumps({"filter": subject}), token)
+        future.add_done_callback(check)
+
+    def _done(self, number: int) -> None:
+        del self._open[number]
+        if self._puts.pop(number, self) is None and self._erasures:
+            self._erase_ripe()
+        self._progress.set()
+        self._progress = asyncio.Event()
 
     async def _resend_loop(self) -> None:
         while True:
-            subject, payload, header = await self._late.get()
+            send = await self._late.get()
             await self._connection.wait_up()
-            self._under_way -= 1
-            self._send(subject, payload, header)
+            send()
             if self._late.qsize() == 0:
                 # A stream that refuses for a while (no leader) must not be asked in a tight loop.
                 await asyncio.sleep(0.2)

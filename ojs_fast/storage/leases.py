@@ -79,6 +79,15 @@ class Leases:
         if known is None or known[1] != revision:
             self._seen[key] = (orjson.loads(value), revision, time.monotonic())
 
+    @property
+    def leader_id(self) -> str:
+        """The node that leads, as far as this node knows; "" when none does."""
+        if self.is_leader:
+            return self.node_id
+        entry = self._seen.get(LEADER_KEY)
+        holder = str(entry[0]["node_id"]) if entry else ""
+        return holder if holder in self.live_nodes() else ""
+
     def live_nodes(self) -> set[str]:
         """Ids of the nodes whose lease was renewed lately, this one included."""
         return {

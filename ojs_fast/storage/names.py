@@ -30,8 +30,11 @@ DEAD = "ojs-dead"
 ACTIVE = "ojs-active"
 NODES = "ojs-nodes"
 LIMITS = "ojs-limits"
+TALLIES = "ojs-stats"
 
-BUCKETS = (JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, EXPIRY, DEAD, ACTIVE, NODES, LIMITS)
+BUCKETS = (
+    JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, EXPIRY, DEAD, ACTIVE, NODES, LIMITS, TALLIES,
+)  # fmt: skip
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + "-")
 
@@ -99,6 +102,41 @@ def consumer_name(queue: str, priority: int) -> str:
 def attempt_key(job_id: str, attempt: int) -> str:
     """Key of what belongs to one attempt of a job: a late delete of an old one never hits a newer one."""
     return f"{job_id}.{attempt}"
+
+
+def scheduled_key(queue: str, job_id: str, again: int) -> str:
+    """Key of a job in `ojs-scheduled`: by queue, so that one queue's can be counted, and of one scheduling."""
+    return f"{encode_token(queue)}.{job_id}.{again}" if again else f"{encode_token(queue)}.{job_id}"
+
+
+def expiry_key(queue: str, job_id: str) -> str:
+    """Key of a job in `ojs-expiry`, built like the other indexes'."""
+    return f"{encode_token(queue)}.{job_id}"
+
+
+def retry_key(queue: str, job_id: str, attempt: int) -> str:
+    """Key of a job in `ojs-retry`: by queue, and of one attempt."""
+    return f"{encode_token(queue)}.{attempt_key(job_id, attempt)}"
+
+
+def indexed_job(key: str) -> str:
+    """The job id in a key of `ojs-scheduled`, `ojs-retry` or `ojs-expiry`."""
+    return key.split(".", 2)[1]
+
+
+def counting_consumer(queue: str) -> str:
+    """The consumer that counts a queue's entries in an index; nobody ever pulls from it."""
+    return f"count={encode_token(queue)}"
+
+
+def tally_key(queue: str, owner: str) -> str:
+    """Key in `ojs-stats` of what one owner (a node, or `base`) counted for a queue."""
+    return f"q.{encode_token(queue)}.{owner}"
+
+
+def tally_owner_key(owner: str) -> str:
+    """Key in `ojs-stats` of how far an owner has counted."""
+    return f"n.{owner}"
 
 
 def node_subject(node_id: str) -> str:

@@ -55,7 +55,7 @@ def streams(replicas: int, events_max_age_s: int, events_max_bytes: int) -> list
             discard="new",
             allow_rollup_hdrs=True,
             allow_msg_ttl=True,
-            allow_atomic=bucket == names.JOBS,
+            allow_atomic=bucket in (names.JOBS, names.TALLIES),
             max_age=WORKER_TTL_S * NS_PER_S if bucket == names.WORKERS else 0,
         )
         for bucket in names.BUCKETS

@@ -8,6 +8,7 @@ consumers and sequences, no job rule.
 import asyncio
 import logging
 from collections import deque
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -57,6 +58,8 @@ class WorkQueue:
         self._batch: list[tuple[str, bytes]] = []
         self._batch_future: asyncio.Future[PubAck] | None = None
         self._last_sequence = 0
+        # consumer → its last acknowledgement that NATS may not have handled yet
+        self._acked: dict[str, str] = {}
 
     def open(self) -> None:
         """Listen to deliveries."""
@@ -253,12 +256,25 @@ class WorkQueue:
             puller.exists = False
             puller.spare.clear()
         self._last_sequence = 0
+        self._acked.clear()
 
     # -- settle ----------------------------------------------------------------------------------
 
     def ack(self, ack_subject: str) -> None:
         """Remove a work message; nothing waits, because a message that stays is stale and harmless."""
         self._connection.send(ack_subject, b"+ACK")
+        self._acked[ack_subject.split(".", 4)[3]] = ack_subject
+
+    async def acks_arrived(self, queue: str, priorities: Iterable[int]) -> None:
+        """Wait until NATS has removed what was acknowledged before this call. Raises Unavailable."""
+        for priority in priorities:
+            consumer = names.consumer_name(queue, priority)
+            ack_subject = self._acked.get(consumer)
+            if ack_subject is not None:
+                # Consumers handle acknowledgements one by one, beside everything else; this one is answered.
+                await self._connection.request(ack_subject, b"+WPI")
+                if self._acked.get(consumer) is ack_subject:
+                    del self._acked[consumer]
 
     def give_back(self, message: WorkMessage) -> None:
         """Let a message that was pulled but not claimed be delivered again, to any node."""

@@ -1,0 +1,175 @@
+"""Work messages whose job has moved on without a fetch: found by time and deleted, so that counts are exact.
+
+They are harmless (their claim fails), but they lie in the queue until somebody pulls them. Written behind; what a
+crash leaves is found by reconcile, or dropped when it is pulled.
+"""
+
+import asyncio
+import logging
+from typing import Any
+
+from ojs_fast import _core
+from ojs_fast.core.stores import Stores
+from ojs_fast.storage import names
+from ojs_fast.storage.errors import Unavailable
+from ojs_fast.storage.work import WorkMessage, ack_sequence
+
+log = logging.getLogger(__name__)
+
+# Cancels that come together share the search.
+GATHER_S = 0.01
+# A message is published right after its record; the clocks of node and NATS may differ. The second try looks wide.
+MARGINS_MS = (250, 15_000)
+AGAIN_S = 0.2
+PAGE = 500
+
+_Level = tuple[str, int]
+
+
+class StaleMessages:
+    """Deletes what jobs leave behind in stream `OJS`."""
+
+    def __init__(self, stores: Stores) -> None:
+        self._stores = stores
+        # level → job id → when its message was published, at the latest (epoch ms)
+        self._left: dict[_Level, dict[str, int]] = {}
+        self._refused: list[tuple[str, str]] = []
+        self._wake = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self._task: asyncio.Task[None] | None = None
+
+    async def open(self) -> None:
+        """Start to search."""
+        self._task = asyncio.create_task(self._loop())
+
+    async def close(self) -> None:
+        """Stop searching; reconcile finds the rest."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+
+    def forget(self) -> None:
+        """Drop what was to be searched (after a reset)."""
+        self._left.clear()
+        self._refused.clear()
+
+    def left_by(self, record: _core.Record) -> None:
+        """An available job was cancelled or discarded: its message is still there."""
+        if record.state in ("cancelled", "discarded") and record.enqueued_ms:
+            self._left.setdefault((record.queue, record.priority), {})[record.id] = record.enqueued_ms
+            self._woken()
+
+    def refused(self, message: WorkMessage, job_id: str) -> None:
+        """The claim of a message failed: it is stale, unless NATS delivered the message of an active job again."""
+        self._refused.append((job_id, message.ack_subject))
+        self._woken()
+
+    def _woken(self) -> None:
+        self._idle.clear()
+        self._wake.set()
+
+    async def flushed(self) -> None:
+        """Wait until nothing is left to delete."""
+        await self._idle.wait()
+
+    async def _loop(self) -> None:
+        while True:
+            await self._wake.wait()
+            await asyncio.sleep(GATHER_S)
+            await self._stores.connection.wait_up()
+            self._wake.clear()
+            left, self._left = self._left, {}
+            refused, self._refused = self._refused, []
+            try:
+                await self._settle_refused(refused)
+                for level, jobs in left.items():
+                    await self._search(level, dict(jobs))
+            except Unavailable as error:
+                log.info("stale work messages are searched again: %s", error)
+                for level, jobs in left.items():
+                    self._left.setdefault(level, {}).update(jobs)
+                self._refused.extend(refused)
+                self._wake.set()
+                await asyncio.sleep(AGAIN_S)
+            if not self._wake.is_set():
+                self._idle.set()
+
+    async def _settle_refused(self, refused: list[tuple[str, str]]) -> None:
+        found = await self._stores.records.get_many(job_id for job_id, _ in refused)
+        for job_id, ack_subject in refused:
+            record = _parse(found[job_id][0]) if job_id in found else None
+            if record is None or not _is_own(record, ack_sequence(ack_subject)):
+                self._stores.work.ack(ack_subject)
+
+    async def _search(self, level: _Level, jobs: dict[str, int]) -> None:
+        subject = names.work_subject(*level)
+        for margin_ms in MARGINS_MS:
+            since_ms, until_ms = min(jobs.values()) - margin_ms, max(jobs.values()) + margin_ms
+            query: dict[str, Any] = {"start_time": _core.format_rfc3339_ms(max(0, since_ms))}
+            while jobs and (page := await self._stores.work.messages(query, subject)):
+                query = {"seq": page[-1][0] + 1}
+                last_ms = await self._delete_of(page, jobs)
+                if last_ms > until_ms or len(page) < PAGE:
+                    break
+            if not jobs:
+                return
+
+    async def _delete_of(self, page: list[tuple[int, str, bytes]], jobs: dict[str, int]) -> int:
+        last_ms, doomed = 0, []
+        for sequence, _, payload in page:
+            record = _parse(payload[payload.find(b" ") + 1 :])
+            if record is None:
+                continue
+            last_ms = record.enqueued_ms
+            if record.enqueued_ms <= jobs.get(record.id, -1):
+                del jobs[record.id]
+                doomed.append(sequence)
+        await asyncio.gather(*(self._stores.work.delete(sequence) for sequence in doomed))
+        return last_ms
+
+    # -- after NATS was away ---------------------------------------------------------------------
+
+    async def audit(self, query: dict[str, Any], subject: str, *, whole: bool) -> None:
+        """Delete stale and doubled messages from a point on; unless `whole`, until a page has none.
+
+        Raises Unavailable.
+        """
+        seen: set[tuple[str, int]] = set()
+        while page := await self._stores.work.messages(query, subject):
+            query = {"seq": page[-1][0] + 1}
+            doomed = await self._stale_among(page, seen)
+            await asyncio.gather(*(self._stores.work.delete(sequence) for sequence in doomed))
+            if len(page) < PAGE or not (doomed or whole):
+                return
+
+    async def _stale_among(self, page: list[tuple[int, str, bytes]], seen: set[tuple[str, int]]) -> list[int]:
+        works: list[tuple[int, int, str]] = []
+        for sequence, _, payload in page:
+            try:
+                revision, stored = _core.split_work_message(payload)
+                works.append((sequence, revision, _core.Record.parse(stored).id))
+            except ValueError as error:
+                log.error("a foreign message in stream OJS is left alone: %s", error)
+        found = await self._stores.records.get_many(job_id for _, _, job_id in works)
+        doomed: list[int] = []
+        for sequence, revision, job_id in works:
+            stored, at = found.get(job_id, (b"", 0))
+            record = _parse(stored)
+            if record is not None and _is_own(record, sequence):
+                continue
+            if record is None or at != revision or (job_id, revision) in seen:
+                doomed.append(sequence)
+            seen.add((job_id, revision))
+        return doomed
+
+
+def _is_own(record: _core.Record, sequence: int) -> bool:
+    return record.state == "active" and bool(record.ack_subject) and ack_sequence(record.ack_subject) == sequence
+
+
+def _parse(stored: bytes) -> _core.Record | None:
+    try:
+        return _core.Record.parse(stored)
+    except ValueError:
+        return None

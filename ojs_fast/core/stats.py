@@ -1,0 +1,174 @@
+"""Statistics of queues: exact once nothing is under way, over all nodes, at a cost that no backlog changes.
+
+Waiting and active jobs are what lies in NATS (`QueueCounts`) and what the nodes hold; ended ones are the nodes'
+tallies. Nodes are asked for what they have not written yet, and flush first what others could not see.
+"""
+
+import asyncio
+import logging
+from dataclasses import dataclass
+from typing import Any
+
+import orjson
+
+from ojs_fast import _core
+from ojs_fast.core.claims import Claims
+from ojs_fast.core.clock import NowMs
+from ojs_fast.core.counts import Counts
+from ojs_fast.core.queues import Queue, Queues
+from ojs_fast.core.stale import StaleMessages
+from ojs_fast.core.stores import Stores
+from ojs_fast.core.tallies import Tallies
+from ojs_fast.storage import names
+from ojs_fast.storage.errors import Unavailable
+from ojs_fast.storage.leases import Leases
+from ojs_fast.storage.queue_counts import QueueCounts
+
+log = logging.getLogger(__name__)
+
+ASK = b"stats "
+# A node that does not answer in this time is counted by what it has written.
+ANSWER_S = 1.0
+
+
+@dataclass(slots=True, frozen=True)
+class Snapshot:
+    """One queue at one moment. `oldest_ms`: since when the oldest job waits (epoch ms, 0 = none waits)."""
+
+    queue: Queue
+    available: int
+    active: int
+    scheduled: int
+    retryable: int
+    counts: Counts
+    oldest_ms: int
+    computed_ms: int
+
+    @property
+    def depth(self) -> int:
+        """Jobs that have not ended (ojs-queue-config section 9.3)."""
+        return self.available + self.active + self.scheduled + self.retryable
+
+    def states(self) -> dict[str, int]:
+        """The number of jobs by state; ended ones since the queue was created."""
+        return {
+            "available": self.available,
+            "active": self.active,
+            "scheduled": self.scheduled,
+            "retryable": self.retryable,
+            "completed": self.counts.completed,
+            "discarded": self.counts.discarded,
+            "cancelled": self.counts.cancelled,
+        }
+
+    def throughput(self) -> dict[str, float]:
+        """Jobs per minute over the last five minutes (ojs-admin-api section 6.1)."""
+        completed, failed, _, _ = self.counts.recent(self.computed_ms, 4)
+        return {"processed_per_minute": round(completed / 5, 2), "failed_per_minute": round(failed / 5, 2)}
+
+    def details(self) -> dict[str, Any]:
+        """Everything else that ojs-http-binding section 11.2 and ojs-admin-api section 6 name."""
+        completed, failed, running_ms, waiting_ms = self.counts.recent(self.computed_ms, 60)
+        oldest = _core.format_rfc3339_ms(self.oldest_ms) if self.oldest_ms else None
+        return {
+            "completed_last_hour": completed,
+            "failed_last_hour": failed,
+            "avg_duration_ms": running_ms // completed if completed else 0,
+            "avg_wait_ms": waiting_ms // completed if completed else 0,
+            "throughput_per_second": round(self.throughput()["processed_per_minute"] / 60, 3),
+            "throughput": self.throughput(),
+            **self.counts.percentiles(self.computed_ms),
+            "oldest_available_at": oldest,
+            "oldest_waiting_ms": max(0, self.computed_ms - self.oldest_ms) if self.oldest_ms else 0,
+        }
+
+
+class Stats:
+    """Answers how many jobs a queue has in each state."""
+
+    def __init__(
+        self,
+        stores: Stores,
+        queues: Queues,
+        claims: Claims,
+        tallies: Tallies,
+        stale: StaleMessages,
+        leases: Leases,
+        counts: QueueCounts,
+        clock: NowMs,
+    ) -> None:
+        self._stores = stores
+        self._queues = queues
+        self._claims = claims
+        self._tallies = tallies
+        self._stale = stale
+        self._leases = leases
+        self._counts = counts
+        self._clock = clock
+
+    async def of(self, queues: list[Queue]) -> list[Snapshot]:
+        """One snapshot per queue. Raises Unavailable."""
+        wanted = [queue.name for queue in queues]
+        others = self._leases.live_nodes() - {self._leases.node_id}
+        reports = await asyncio.gather(self.report(wanted), *(self._ask(node_id, wanted) for node_id in others))
+        heard = [report for report in reports if report is not None]
+        return list(await asyncio.gather(*(self._snapshot(queue, heard) for queue in queues)))
+
+    async def depth(self, queue: str) -> int:
+        """How deep a queue is, once what is under way anywhere has arrived. Raises Unavailable."""
+        [snapshot] = await self.of([Queue(queue, 0)])
+        return snapshot.depth
+
+    async def _ask(self, node_id: str, wanted: list[str]) -> dict[str, Any] | None:
+        try:
+            async with asyncio.timeout(ANSWER_S):
+                answer = await self._stores.connection.request(names.node_subject(node_id), ASK + orjson.dumps(wanted))
+        except (Unavailable, TimeoutError) as error:
+            log.info("node %s does not tell its counts: %r", node_id, error)
+            return None
+        report: dict[str, Any] = orjson.loads(answer.data)
+        return report
+
+    async def report(self, wanted: list[str]) -> dict[str, Any]:
+        """What only this node knows, once all it did before is visible in NATS."""
+        try:
+            async with asyncio.timeout(ANSWER_S / 2):
+                await asyncio.gather(
+                    self._stale.flushed(),
+                    self._stores.outbox.flushed(),
+                    self._tallies.verify(),
+                    *(self._stores.work.acks_arrived(name, self._levels(name)) for name in wanted),
+                )
+        except (TimeoutError, Unavailable) as error:
+            log.info("counts may lack what is under way: %r", error)
+        return {
+            "owner": self._tallies.owner,
+            "counts": self._tallies.report(wanted),
+            "active": {name: self._claims.in_queue(name) for name in wanted},
+        }
+
+    def _levels(self, name: str) -> tuple[int, ...]:
+        queue = self._queues.known(name)
+        return queue.levels if queue else ()
+
+    async def _snapshot(self, queue: Queue, reports: list[dict[str, Any]]) -> Snapshot:
+        name = queue.name
+        levels = list(queue.levels)
+        (messages, scheduled, retryable), total, oldest = await asyncio.gather(
+            self._counts.all_of(name),
+            self._tallies.stored(name, {report["owner"] for report in reports}),
+            self._counts.oldest_messages(name, levels, 1),
+        )
+        for report in reports:
+            total.merge(Counts.parse(report["counts"][name]))
+        active = sum(report["active"][name] for report in reports)
+        available = max(0, sum(messages.values()) - active)
+        oldest_ms = _enqueued_ms(oldest[0][1]) if oldest and available else 0
+        return Snapshot(queue, available, active, scheduled, retryable, total, oldest_ms, self._clock())
+
+
+def _enqueued_ms(payload: bytes) -> int:
+    try:
+        return _core.Record.parse(_core.split_work_message(payload)[1]).enqueued_ms
+    except ValueError:
+        return 0

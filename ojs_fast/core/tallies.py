@@ -1,0 +1,272 @@
+"""How many jobs of each queue ended how: counted exactly once, over all nodes, whoever dies when.
+
+Every node counts what it wrote itself. It stamps each final record with the *period* it is written in; the
+periods whose outcomes are all known are written behind to `ojs-stats`, together with the number of the
+last of them, in one atomic batch. When a node is dead, whoever leads adds the records that carry a later
+period from the replay of `ojs-jobs`. So a job is counted by its node's entry or by the replay, never by
+both, and the hot path pays for a stamp and a list entry.
+"""
+
+import asyncio
+import logging
+import secrets
+from collections import deque
+from collections.abc import Iterable
+from typing import Any
+
+from ojs_fast import _core
+from ojs_fast.core.clock import NowMs
+from ojs_fast.core.counts import Counts
+from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.stores import Stores
+from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Bucket
+from ojs_fast.storage.commits import Committer, Put
+from ojs_fast.storage.errors import RevisionConflict, Unavailable
+
+log = logging.getLogger(__name__)
+
+FLUSH_S = 0.5
+QUEUES_PER_COMMIT = 900  # an external NATS takes 1000 messages in an atomic batch by default
+BASE = "base"
+# In `Record.extra`: `[owner, period, final state]` of each time the job reached a final state, or left it (`-state`).
+MARKS = "tally"
+MARKS_KEPT = 32
+
+
+#: Revision, record, the state that it reached or left.
+Ended = tuple[int, _core.Record, str]
+
+
+class Period:
+    """What a node ended between two flushes. `under_way`: writes whose outcome is not known yet."""
+
+    __slots__ = ("closed_at", "ended", "number", "owner", "under_way")
+
+    def __init__(self, owner: str, number: int) -> None:
+        self.owner = owner
+        self.number = number
+        self.under_way = 0
+        # Others counted what this node wrote up to this revision, when they took it for dead.
+        self.closed_at = 0
+        self.ended: list[Ended] = []
+
+    def count(self, revision: int, record: _core.Record) -> None:
+        """The stamped record was written."""
+        self.under_way -= 1
+        self.ended.append((revision, record, record.extra[MARKS][-1][2]))  # type: ignore[index]  # `stamp` set it
+
+
+class Tallies:
+    """This node's counts, and what dead nodes left."""
+
+    def __init__(self, stores: Stores, propagator: Propagator, node_id: str, clock: NowMs) -> None:
+        self._stores = stores
+        self._propagator = propagator
+        self._node_id = node_id
+        self._clock = clock
+        self._bucket = Bucket(stores.connection, names.TALLIES)
+        self._committer = Committer(stores.connection, names.TALLIES)
+        self._flushing = asyncio.Lock()
+        self._task: asyncio.Task[None] | None = None
+        self.forget()
+
+    def forget(self) -> None:
+        """Start from nothing under a new name (after a reset, or when others took this node for dead)."""
+        self.owner = f"{self._node_id}-{secrets.token_hex(3)}"
+        self._counts: dict[str, Counts] = {}
+        self._revisions: dict[str, int] = {}
+        self._dirty: set[str] = set()
+        self._through = 0
+        self._uncommitted: list[Ended] = []
+        self._current = Period(self.owner, 1)
+        self._open: deque[Period] = deque([self._current])
+
+    async def open(self) -> None:
+        """Start to write behind."""
+        self._task = asyncio.create_task(self._flush_loop())
+
+    async def close(self) -> None:
+        """Write what is counted, then stop."""
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
+        try:
+            async with asyncio.timeout(2):
+                await self.flush()
+        except (Unavailable, RevisionConflict, TimeoutError) as error:
+            log.info("the last counts are left to the reconcile: %r", error)
+
+    # -- counting --------------------------------------------------------------------------------
+
+    def stamp(self, record: _core.Record, before: str) -> Period | None:
+        """Mark a record that is about to be written; None when neither state counts.
+
+        The caller must end with `Period.count`, `drop` or `doubt`.
+        """
+        if record.state in _core.TERMINAL_STATES:
+            state = record.state
+        elif before in _core.TERMINAL_STATES:
+            state = "-" + before
+        else:
+            return None
+        period = self._current
+        period.under_way += 1
+        mark = [period.owner, period.number, state]
+        if record.extra is None:
+            record.extra = {MARKS: [mark]}
+        else:
+            record.extra = {**record.extra, MARKS: [*record.extra.get(MARKS, ()), mark][-MARKS_KEPT:]}
+        return period
+
+    def drop(self, period: Period | None) -> None:
+        """The record was not written."""
+        if period is not None:
+            period.under_way -= 1
+
+    def doubt(self, period: Period | None, job_id: str) -> None:
+        """Nobody knows whether the record was written: look when NATS is back."""
+        if period is None:
+            return
+        self._propagator.call_later(lambda: self._resolve(period, job_id))
+
+    async def _resolve(self, period: Period, job_id: str) -> None:
+        found = await self._stores.records.get(job_id, fresh=True)
+        record = _core.Record.parse(found[0]) if found else None
+        marks = record.extra.get(MARKS, ()) if record and record.extra else ()
+        self.drop(period)
+        for owner, number, state in marks:
+            if found and record and (owner, number) == (period.owner, period.number):
+                period.ended.append((found[1], record, state))
+
+    # -- writing behind --------------------------------------------------------------------------
+
+    async def _flush_loop(self) -> None:
+        while True:
+            await asyncio.sleep(FLUSH_S)
+            try:
+                await self.flush()
+            except (Unavailable, RevisionConflict) as error:
+                log.info("counts are written later: %r", error)
+
+    def _fold(self) -> None:
+        if self._current.ended or self._current.under_way:
+            self._current = Period(self.owner, self._current.number + 1)
+            self._open.append(self._current)
+        while len(self._open) > 1 and not self._open[0].under_way:
+            period = self._open.popleft()
+            for ended in period.ended:
+                if ended[0] > period.closed_at:
+                    self._add(ended)
+            if period.owner == self.owner:
+                self._through = period.number
+
+    def _add(self, ended: Ended) -> None:
+        _, record, state = ended
+        self._uncommitted.append(ended)
+        self._counts.setdefault(record.queue, Counts()).add(record, state)
+        self._dirty.add(record.queue)
+
+    async def flush(self) -> None:
+        """Write what is counted. Raises Unavailable, RevisionConflict."""
+        async with self._flushing:
+            self._fold()
+            while self._dirty:
+                owner = self.owner
+                queues = sorted(self._dirty)[:QUEUES_PER_COMMIT]
+                puts: list[Put] = [self._put(names.tally_key(queue, owner), self._value(queue)) for queue in queues]
+                committed = 0
+                if len(queues) == len(self._dirty):
+                    committed = len(self._uncommitted)
+                    puts.append(self._put(names.tally_owner_key(owner), {"through": self._through}))
+                self._dirty.difference_update(queues)
+                try:
+                    revisions = await self._committer.commit(puts)
+                except RevisionConflict:
+                    await self._recover(owner)
+                    continue
+                except BaseException:
+                    self._dirty.update(queues)
+                    raise
+                if owner == self.owner:
+                    del self._uncommitted[:committed]
+                    self._revisions.update(zip((key for key, _, _ in puts), revisions, strict=True))
+
+    def _put(self, key: str, value: Any) -> Put:
+        return key, value, self._revisions.get(key, 0)
+
+    def _value(self, queue: str) -> dict[str, Any]:
+        return self._counts[queue].as_json(self._clock())
+
+    async def _recover(self, owner: str) -> None:
+        # Our own commit was applied though its answer was lost, or others took this node for dead.
+        own_key = names.tally_owner_key(owner)
+        found = await self._bucket.get(own_key)
+        if owner != self.owner:
+            return
+        if found and "closed_at" in found[0]:
+            log.warning("this node was taken for dead; it counts on under another name")
+            self._rename(found[0]["closed_at"])
+            return
+        entries = await self._bucket.page(0, 1 << 30, f"q.*.{owner}")
+        self._revisions = {key: revision for key, _, revision in entries}
+        if found:
+            self._revisions[own_key] = found[1]
+        self._dirty.update(self._counts)
+
+    def _rename(self, closed_at: int) -> None:
+        # Whoever closed our entry counted what it saw in `ojs-jobs`: all up to `closed_at`, nothing behind.
+        late = [ended for ended in self._uncommitted if ended[0] > closed_at]
+        periods = list(self._open)
+        self.forget()
+        for period in periods:
+            period.closed_at = closed_at
+        self._open.extendleft(reversed(periods))
+        for ended in late:
+            self._add(ended)
+
+    async def quiet(self) -> None:
+        """Wait for a write that is under way."""
+        async with self._flushing:
+            pass
+
+    async def verify(self) -> None:
+        """Notice that others took this node for dead, before it tells what it counted. Raises Unavailable."""
+        async with self._flushing:
+            found = await self._bucket.get(names.tally_owner_key(self.owner))
+            if found and "closed_at" in found[0]:
+                await self._recover(self.owner)
+
+    # -- what nodes tell one another -------------------------------------------------------------
+
+    def report(self, queues: Iterable[str]) -> dict[str, Any]:
+        """All that this node counted of these queues, written behind or not."""
+        self._fold()
+        found: dict[str, Any] = {}
+        for queue in queues:
+            counts = Counts()
+            if queue in self._counts:
+                counts.merge(self._counts[queue])
+            for period in self._open:
+                for revision, record, state in period.ended:
+                    if record.queue == queue and revision > period.closed_at:
+                        counts.add(record, state)
+            found[queue] = counts.as_json(self._clock())
+        return found
+
+    async def stored(self, queue: str, without: set[str]) -> Counts:
+        """The sum of what is in `ojs-stats` for a queue, without the owners named. Raises Unavailable."""
+        total = Counts()
+        for key, value, _ in await self._bucket.matching(names.tally_key(queue, "*")):
+            if key.rpartition(".")[2] not in without:
+                total.merge(Counts.parse(value))
+        return total
+
+    async def erase(self, queue: str) -> None:
+        """Remove a queue's totals: the queue is gone. Raises Unavailable."""
+        async with self._flushing:
+            self._fold()
+            self._counts.pop(queue, None)
+            self._dirty.discard(queue)
+            self._revisions.pop(names.tally_key(queue, self.owner), None)
+            await self._bucket.erase(names.tally_key(queue, "*"))
