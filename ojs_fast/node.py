@@ -76,7 +76,7 @@ class Node:
         )
         self.limits = Limits(self.stores, refused, server_clock, self.events, self.propagator, self.node_id, clock)
         self.limit_upkeep = LimitUpkeep(self.stores, self.limits, self.leases, self.propagator, self.node_id)
-        self.limit_admin = LimitAdmin(self.stores, self.limits, self.leases, server_clock)
+        self.limit_admin = LimitAdmin(self.stores, self.limits, self.queues, self.leases, server_clock)
         self.fetcher = Fetcher(
             self.stores,
             settings,

@@ -2,20 +2,26 @@
 
 from ojs_fast import _core
 from ojs_fast.api.http import Reply, Request
+from ojs_fast.api.rate_limits import quota_headers
 from ojs_fast.core.jobs import Jobs
+from ojs_fast.core.limits import Limits
 
 
 class JobHandlers:
     """Enqueue, batch, get, cancel, activate."""
 
-    def __init__(self, jobs: Jobs) -> None:
+    def __init__(self, jobs: Jobs, limits: Limits) -> None:
         self._jobs = jobs
+        self._limits = limits
 
     async def enqueue(self, request: Request) -> Reply:
         """POST /jobs (ojs-http-binding section 9.1)."""
         job_id, stored = await self._jobs.enqueue(request.body)
-        location = b"/ojs/v1/jobs/" + job_id.encode()
-        return Reply(201, b'{"job":' + _core.public_job(stored) + b"}", [(b"location", location)])
+        headers = [(b"location", b"/ojs/v1/jobs/" + job_id.encode())]
+        quota = self._limits.quota(stored)
+        if quota is not None:
+            headers += quota_headers(*quota)
+        return Reply(201, b'{"job":' + _core.public_job(stored) + b"}", headers)
 
     async def enqueue_batch(self, request: Request) -> Reply:
         """POST /jobs/batch (section 9.2): all or nothing."""

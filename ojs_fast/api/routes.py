@@ -66,6 +66,8 @@ def routes(
         Route("GET", V1 + "/rate-limits/{key}", rate_limits.get),
         Route("PUT", V1 + "/rate-limits/{key}", rate_limits.put),
         Route("DELETE", V1 + "/rate-limits/{key}", rate_limits.delete),
+        Route("PUT", V1 + "/admin/queues/{name}/rate-limit", rate_limits.put_queue),
+        Route("DELETE", V1 + "/admin/queues/{name}/rate-limit", rate_limits.delete_queue),
         Route("GET", V1 + "/events", system.read_events),
         Route("GET", V1 + "/admin/workers", system.list_workers),
         Route("POST", V1 + "/admin/workers/{id}/quiet", system.direct("quiet")),

@@ -176,7 +176,9 @@ class LimitState:
         """The next instant at which time alone makes more room; 0 = never."""
         refusal = self.refusal(limit, now_ms)
         if refusal is not None:
-            return refusal.until_ms
+            expires_ms = self.override["expires_ms"] if self.override is not None else 0
+            # Whatever refuses now may do so by an override that ends.
+            return min((at_ms for at_ms in (refusal.until_ms, expires_ms) if at_ms > now_ms), default=0)
         if not limit.rate:
             return 0
         since_ms = now_ms - limit.period_ms

@@ -27,10 +27,13 @@ class Queue:
     created_ms: int
     paused: bool = False
     levels: tuple[int, ...] = (0,)
+    # All its jobs start under the limit of the queue's own key too (ojs-rate-limiting section 7.2).
+    limited: bool = False
 
     def entry(self) -> dict[str, Any]:
         """The value in `ojs-queues`."""
-        return {"name": self.name, "created_ms": self.created_ms, "paused": self.paused, "levels": self.levels}
+        entry = {"name": self.name, "created_ms": self.created_ms, "paused": self.paused, "levels": self.levels}
+        return {**entry, "limited": True} if self.limited else entry
 
     def as_json(self) -> dict[str, Any]:
         """The item of `GET /queues` (ojs-http-binding section 11.1; the JavaScript SDK reads `paused`)."""
@@ -44,7 +47,7 @@ class Queue:
 
 def _parse(value: dict[str, Any]) -> Queue:
     levels = tuple(sorted(value.get("levels", [0]), reverse=True))
-    return Queue(value["name"], value["created_ms"], value.get("paused", False), levels)
+    return Queue(value["name"], value["created_ms"], value.get("paused", False), levels, value.get("limited", False))
 
 
 class Queues:
@@ -91,7 +94,14 @@ class Queues:
             if not self.knows(name, priority):
                 await self.update(name, add_level=priority)
 
-    async def update(self, name: str, *, add_level: int | None = None, paused: bool | None = None) -> Queue:
+    async def update(
+        self,
+        name: str,
+        *,
+        add_level: int | None = None,
+        paused: bool | None = None,
+        limited: bool | None = None,
+    ) -> Queue:
         """Compare-and-set one queue's entry, creating it when it is new. Raises Unavailable."""
         key = names.encode_token(name)
         for _ in range(20):
@@ -101,6 +111,8 @@ class Queues:
                 queue = replace(queue, levels=tuple(sorted({*queue.levels, add_level}, reverse=True)))
             if paused is not None:
                 queue = replace(queue, paused=paused)
+            if limited is not None:
+                queue = replace(queue, limited=limited)
             try:
                 revision = await self._bucket.put(key, queue.entry(), found[1] if found else 0)
             except RevisionConflict:
