@@ -50,9 +50,10 @@ class LimitAdmin:
         """`(keys of this page by name, number of all)`. Raises Unavailable."""
         tokens = sorted(await self._bucket.keys())
         found = await self._bucket.get_many(tokens[(page - 1) * per_page : page * per_page])
-        shown = {names.decode_token(token): LimitState.parse(value) for token, (value, _) in found.items()}
-        waiting = await self._waiting(list(shown))
-        return [self._shown(name, state, waiting[name]) for name, state in sorted(shown.items())], len(tokens)
+        read = {names.decode_token(token): LimitState.read(token, value) for token, (value, _) in found.items()}
+        states = {name: state for name, state in sorted(read.items()) if state is not None}
+        waiting = await self._waiting(list(states))
+        return [self._shown(name, state, waiting[name]) for name, state in states.items()], len(tokens)
 
     async def override(self, name: str, override: dict[str, Any] | None) -> dict[str, Any]:
         """Replace what the jobs of a key declare, or stop replacing it (None).

@@ -80,6 +80,8 @@ class Limits:
         self.parking = Parking()
         # Permits whose claim is on its way: nobody may take them for lost.
         self.under_way: set[str] = set()
+        # Keys with a permit of this node of which nobody knows whether it is in use.
+        self.suspects: set[str] = set()
         # Refused jobs that no fetch will meet again soon: each is passed over once.
         self.put_aside = 0
         self._permits = itertools.count(1)
@@ -104,6 +106,7 @@ class Limits:
     def forget(self) -> None:
         """Drop everything (after a reset)."""
         self.parking.clear()
+        self.suspects.clear()
         self._rooms.clear()
         self.keys.forget()
 
@@ -226,6 +229,7 @@ class Limits:
     def lost(self, work: Work) -> None:
         """Nobody knows whether the claim was written: the permit stays until upkeep has looked."""
         self.under_way.discard(work.permit)
+        self.suspects.update(key for key, _, holds in work.starts or () if holds)
 
     # -- the refused -----------------------------------------------------------------------------
 

@@ -273,8 +273,7 @@ async def leave_permits(scene: Scene, client: Client) -> None:
             await left.pull(client, queue)
             LEFT[row] = Left(revision, record.serialize())
         holder = record.id if row != "of-no-job" else _core.uuid7(now_ms(), os.urandom(10))
-        # Young permits are those of living nodes, so these are of a while ago.
-        state = LimitState(Limit(key, 1), holders={holder: (permit, now_ms() - 60_000)}, last_ms=now_ms())
+        state = LimitState(Limit(key, 1), holders={holder: (permit, now_ms())}, last_ms=now_ms())
         await left.js.publish(
             names.bucket_subject(names.LIMITS, names.encode_token(key)), orjson.dumps(state.as_json())
         )
