@@ -101,8 +101,10 @@ class Node:
             self.stores, retention, server_clock, self.events, self.propagator, self.tallies, self.node_id, clock
         )
         self.limits = Limits(self.stores, refused, server_clock, self.events, self.propagator, self.node_id, clock)
-        self.limit_upkeep = LimitUpkeep(self.stores, self.limits, self.leases, self.propagator, self.node_id)
-        self.limit_admin = LimitAdmin(self.stores, self.limits, self.leases, server_clock)
+        self.limit_upkeep = LimitUpkeep(
+            self.stores, self.limits, self.leases, self.propagator, server_clock, self.node_id
+        )
+        self.limit_admin = LimitAdmin(self.stores, self.limits, self.queues, self.leases, server_clock)
         self.fetcher = Fetcher(
             self.stores,
             settings,

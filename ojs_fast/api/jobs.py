@@ -2,8 +2,10 @@
 
 from ojs_fast import _core
 from ojs_fast.api.http import RawHeaders, Reply, Request, depth_headers
+from ojs_fast.api.rate_limits import quota_headers
 from ojs_fast.core.admission import Ticket
 from ojs_fast.core.jobs import Jobs
+from ojs_fast.core.limits import Limits
 from ojs_fast.core.queues import Queues
 from ojs_fast.errors import InvalidRequest
 
@@ -13,9 +15,10 @@ MAX_BLOCK_S = 300
 class JobHandlers:
     """Enqueue, batch, get, cancel, activate."""
 
-    def __init__(self, jobs: Jobs, queues: Queues) -> None:
+    def __init__(self, jobs: Jobs, queues: Queues, limits: Limits) -> None:
         self._jobs = jobs
         self._queues = queues
+        self._limits = limits
 
     def _ticket(self, request: Request) -> Ticket | None:
         # Only a bounded queue asks how long its producer waits.
@@ -34,8 +37,13 @@ class JobHandlers:
         """POST /jobs (ojs-http-binding section 9.1)."""
         ticket = self._ticket(request)
         job_id, stored = await self._jobs.enqueue(request.body, ticket)
-        location = (b"location", b"/ojs/v1/jobs/" + job_id.encode())
-        return Reply(201, b'{"job":' + _core.public_job(stored) + b"}", [location, *_pressure(ticket)])
+        headers = [(b"location", b"/ojs/v1/jobs/" + job_id.encode())]
+        if ticket is not None:
+            headers += _pressure(ticket)
+        quota = self._limits.quota(stored)
+        if quota is not None:
+            headers += quota_headers(*quota)
+        return Reply(201, b'{"job":' + _core.public_job(stored) + b"}", headers)
 
     async def enqueue_batch(self, request: Request) -> Reply:
         """POST /jobs/batch (section 9.2): all or nothing."""

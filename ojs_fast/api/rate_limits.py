@@ -24,16 +24,19 @@ class RateLimitHandlers:
 
     async def put(self, request: Request) -> Reply:
         """PUT /rate-limits/{key}: replace what its jobs declare, until `expires_at`."""
-        key = _key(request)
-        try:
-            override = _core.parse_limit_override(request.body, now_ms())
-        except (ValueError, TypeError) as error:
-            raise refused(error) from None
-        return _reply(await self._admin.override(key, override))
+        return _reply(await self._admin.override(_key(request), _override(request)))
 
     async def delete(self, request: Request) -> Reply:
         """DELETE /rate-limits/{key}: what its jobs declare counts again."""
         return _reply(await self._admin.override(_key(request), None))
+
+    async def put_queue(self, request: Request) -> Reply:
+        """PUT /admin/queues/{name}/rate-limit: limit all jobs of a queue (section 7.2)."""
+        return _reply(await self._admin.limit_queue(_queue(request), _override(request)))
+
+    async def delete_queue(self, request: Request) -> Reply:
+        """DELETE /admin/queues/{name}/rate-limit."""
+        return _reply(await self._admin.limit_queue(_queue(request), None))
 
     async def list(self, request: Request) -> Reply:
         """GET /rate-limits."""
@@ -49,6 +52,29 @@ def _key(request: Request) -> str:
         return _core.check_limit_key(request.params["key"], "key")
     except ValueError as error:
         raise refused(error) from None
+
+
+def _queue(request: Request) -> str:
+    try:
+        return _core.check_queue_name(request.params["name"], "name")
+    except ValueError as error:
+        raise refused(error) from None
+
+
+def _override(request: Request) -> dict[str, Any]:
+    try:
+        return _core.parse_limit_override(request.body, now_ms())
+    except (ValueError, TypeError) as error:
+        raise refused(error) from None
+
+
+def quota_headers(limit: int, left: int, resets_s: int) -> RawHeaders:
+    """The headers of section 10.4."""
+    return [
+        (b"x-ratelimit-limit", b"%d" % limit),
+        (b"x-ratelimit-remaining", b"%d" % left),
+        (b"x-ratelimit-reset", b"%d" % resets_s),
+    ]
 
 
 def _reply(shown: dict[str, Any]) -> Reply:
@@ -67,8 +93,4 @@ def _headers(shown: dict[str, Any]) -> RawHeaders:
         resets = now_ms() / 1000
     else:
         return []
-    return [
-        (b"x-ratelimit-limit", b"%d" % limit),
-        (b"x-ratelimit-remaining", b"%d" % left),
-        (b"x-ratelimit-reset", b"%d" % (int(resets) + 1)),
-    ]
+    return quota_headers(limit, left, int(resets) + 1)

@@ -88,6 +88,8 @@ def routes(
         Route("DELETE", V1 + "/admin/queues/{name}/jobs", queues.purge),
         Route("POST", V1 + "/admin/queues/{name}/pause", queues.pause),
         Route("POST", V1 + "/admin/queues/{name}/resume", queues.resume),
+        Route("PUT", V1 + "/admin/queues/{name}/rate-limit", rate_limits.put_queue),
+        Route("DELETE", V1 + "/admin/queues/{name}/rate-limit", rate_limits.delete_queue),
         Route("GET", V1 + "/events", system.read_events),
         Route("GET", V1 + "/admin/workers", system.list_workers),
         Route("POST", V1 + "/admin/workers/{id}/quiet", system.direct("quiet")),

@@ -11,9 +11,10 @@ from ojs_fast.core.claims import Claim, Claims
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Jobs
-from ojs_fast.core.limits import Limits, Work, limits_of
+from ojs_fast.core.limit_state import Limit
+from ojs_fast.core.limits import QUEUE_KEY, Limits, Work, limits_of
 from ojs_fast.core.propagate import Propagator
-from ojs_fast.core.queues import Queues
+from ojs_fast.core.queues import Queue, Queues
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import OJSError
@@ -83,7 +84,7 @@ class Fetcher:
                 if queue is None or queue.paused:
                     continue
                 for level in queue.levels:
-                    await self._drain(name, level, count, worker_id, reservation_ms, claimed)
+                    await self._drain(queue, level, count, worker_id, reservation_ms, claimed)
                 if len(claimed) >= count:
                     break
         except Unavailable:
@@ -98,7 +99,7 @@ class Fetcher:
 
     async def _drain(
         self,
-        queue: str,
+        queue: Queue,
         level: int,
         count: int,
         worker_id: str,
@@ -109,10 +110,10 @@ class Fetcher:
         while len(claimed) < count and in_vain < ROUNDS_IN_VAIN:
             wanted = count - len(claimed)
             asked = max(wanted, reach)
-            messages = await self._stores.work.pull(queue, level, asked)
+            messages = await self._stores.work.pull(queue.name, level, asked)
             if not messages:
                 return
-            works = opened = [work for message in messages if (work := self._open(message))]
+            works = opened = [work for message in messages if (work := self._open(message, queue))]
             if reach or any(work.limits for work in works):
                 before = self._limits.put_aside
                 works = await self._limits.admit(opened, wanted)
@@ -126,7 +127,7 @@ class Fetcher:
             if len(messages) < asked:
                 return
 
-    def _open(self, message: WorkMessage) -> Work | None:
+    def _open(self, message: WorkMessage, queue: Queue) -> Work | None:
         try:
             revision, stored = _core.split_work_message(message.payload)
             record = _core.Record.parse(stored)
@@ -138,7 +139,11 @@ class Fetcher:
             self._stores.work.ack(message.ack_subject)
             self._expire_later(record.id)
             return None
-        return Work(record, revision, message, limits_of(record) if record.extra is not None else None)
+        limits = limits_of(record) if record.extra is not None else None
+        if queue.limited:
+            # First, because all ask for it: so they are granted it in their order.
+            limits = [Limit(QUEUE_KEY + queue.name), *(limits or ())]
+        return Work(record, revision, message, limits)
 
     def _start_claim(self, work: Work, worker_id: str, reservation_ms: int) -> _Claiming:
         record = work.record

@@ -7,7 +7,8 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.core.limit_state import Limit, LimitState
-from ojs_fast.core.limits import Limits
+from ojs_fast.core.limits import QUEUE_KEY, Limits
+from ojs_fast.core.queues import Queues
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import NotFound
 from ojs_fast.storage import names
@@ -24,9 +25,12 @@ ANSWER_S = 1.0
 class LimitAdmin:
     """Inspect, list, override."""
 
-    def __init__(self, stores: Stores, limits: Limits, leases: Leases, server_clock: ServerClock) -> None:
+    def __init__(
+        self, stores: Stores, limits: Limits, queues: Queues, leases: Leases, server_clock: ServerClock
+    ) -> None:
         self._stores = stores
         self._limits = limits
+        self._queues = queues
         self._leases = leases
         self._server_clock = server_clock
         self._bucket = Bucket(stores.connection, names.LIMITS)
@@ -46,9 +50,10 @@ class LimitAdmin:
         """`(keys of this page by name, number of all)`. Raises Unavailable."""
         tokens = sorted(await self._bucket.keys())
         found = await self._bucket.get_many(tokens[(page - 1) * per_page : page * per_page])
-        shown = {names.decode_token(token): LimitState.parse(value) for token, (value, _) in found.items()}
-        waiting = await self._waiting(list(shown))
-        return [self._shown(name, state, waiting[name]) for name, state in sorted(shown.items())], len(tokens)
+        read = {names.decode_token(token): LimitState.read(token, value) for token, (value, _) in found.items()}
+        states = {name: state for name, state in sorted(read.items()) if state is not None}
+        waiting = await self._waiting(list(states))
+        return [self._shown(name, state, waiting[name]) for name, state in states.items()], len(tokens)
 
     async def override(self, name: str, override: dict[str, Any] | None) -> dict[str, Any]:
         """Replace what the jobs of a key declare, or stop replacing it (None).
@@ -58,6 +63,10 @@ class LimitAdmin:
         if override is None:
             await self.get(name)
 
+        await self._override(name, override)
+        return await self.get(name)
+
+    async def _override(self, name: str, override: dict[str, Any] | None) -> None:
         def change(state: LimitState, _now_ms: float) -> bool:
             if state.override == override and not state.until_ms:
                 return False
@@ -65,7 +74,18 @@ class LimitAdmin:
             return True
 
         await self._limits.keys.edit(name, change)
-        return await self.get(name)
+
+    async def limit_queue(self, name: str, override: dict[str, Any] | None) -> dict[str, Any]:
+        """Limit the start of all jobs of a queue (section 7.2), or no longer (None). Raises Unavailable."""
+        key = QUEUE_KEY + name
+        if override is None:
+            # First the jobs stop asking: those that wait ask no more when they come again.
+            await self._queues.update(name, limited=False)
+            await self._override(key, None)
+            return {"queue": name, "key": key, "rate_limit": None}
+        await self._override(key, override)
+        await self._queues.update(name, limited=True)
+        return {"queue": name, **await self.get(key)}
 
     # -- how it is shown -------------------------------------------------------------------------
 

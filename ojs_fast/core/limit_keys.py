@@ -26,6 +26,8 @@ log = logging.getLogger(__name__)
 # Nodes that change one key at once are in each other's way; one of them always gets through.
 ATTEMPTS = 200
 MAX_IDLE_KEYS = 20_000
+# An entry that nobody changes goes after a day (IDLE_S); jobs that use its key bring it back.
+DECLARE_EVERY_S = 3600
 RETRY_S = 0.1
 LATER_S = 5.0
 
@@ -99,7 +101,7 @@ class LimitKey:
     # What the latest refused job declared; None while none was refused since the last grant.
     waiting: Limit | None = None
     checked_s: float = 0
-    verified_s: float = 0
+    declared_s: float = 0
     # Where the next rescheduled job goes.
     slot_ms: float = 0
     operations: list[_Operation] = field(default_factory=list)
@@ -198,11 +200,11 @@ class LimitKeys:
 
     def declare(self, limit: Limit) -> None:
         """Make an entry for a key that jobs use, if there is none; nobody waits for it."""
-        key = self._keys.get(limit.key)
-        if key is not None:
+        key, now_s = self.get(limit.key), time.monotonic()
+        if key.state is not None and now_s - key.declared_s < DECLARE_EVERY_S:
             return
         state = LimitState(limit)
-        self.get(limit.key).state = state
+        key.state, key.declared_s = key.state or state, now_s
         ttl_s = state.ttl_s(self._clock.now_ms())
         self._stores.outbox.put(names.LIMITS, names.encode_token(limit.key), state.as_json(), ttl_s, only_new=True)
 
@@ -278,7 +280,7 @@ class LimitKeys:
         if revision != key.revision:
             key.out = 0
         if found is not None or key.revision:
-            key.state = LimitState.parse(found[0]) if found else None
+            key.state = LimitState.read(key.name, found[0]) if found else None
         key.revision = revision
         key.trusted = key.heard == heard
         key.checked_s = time.monotonic()

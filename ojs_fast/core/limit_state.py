@@ -5,8 +5,11 @@ in slices of 1/64 period, each as old as its latest start, so a slot comes free 
 Times are ms of the nodes' common clock.
 """
 
+import logging
 from dataclasses import dataclass, field, replace
 from typing import Any, Self
+
+log = logging.getLogger(__name__)
 
 SLICES = 64
 MAX_SLICES = 128
@@ -74,8 +77,17 @@ class LimitState:
     writer: str = ""
 
     @classmethod
+    def read(cls, name: str, value: Any) -> Self | None:
+        """Read an entry; None for a foreign one, which the next change replaces."""
+        try:
+            return cls.parse(value)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            log.error("the entry of '%s' in ojs-limits is not one of ours: %r", name, error)
+            return None
+
+    @classmethod
     def parse(cls, value: dict[str, Any]) -> Self:
-        """Read an entry."""
+        """Read an entry that is one of ours."""
         return cls(
             Limit(*value["limit"]),
             value.get("override"),
@@ -176,7 +188,9 @@ class LimitState:
         """The next instant at which time alone makes more room; 0 = never."""
         refusal = self.refusal(limit, now_ms)
         if refusal is not None:
-            return refusal.until_ms
+            expires_ms = self.override["expires_ms"] if self.override is not None else 0
+            # Whatever refuses now may do so by an override that ends.
+            return min((at_ms for at_ms in (refusal.until_ms, expires_ms) if at_ms > now_ms), default=0)
         if not limit.rate:
             return 0
         since_ms = now_ms - limit.period_ms

@@ -19,6 +19,7 @@ from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
 from ojs_fast.storage.leases import Leases
+from ojs_fast.storage.server_clock import ServerClock
 
 log = logging.getLogger(__name__)
 
@@ -34,11 +35,20 @@ FENCED = "fenced"  # Record.extra: the permit whose claim must not land any more
 class LimitUpkeep:
     """Repairs what deaths and lost messages leave behind of limits."""
 
-    def __init__(self, stores: Stores, limits: Limits, leases: Leases, propagator: Propagator, node_id: str) -> None:
+    def __init__(
+        self,
+        stores: Stores,
+        limits: Limits,
+        leases: Leases,
+        propagator: Propagator,
+        server_clock: ServerClock,
+        node_id: str,
+    ) -> None:
         self._stores = stores
         self._limits = limits
         self._leases = leases
         self._propagator = propagator
+        self._server_clock = server_clock
         self._node_id = node_id
         self._bucket = Bucket(stores.connection, names.LIMITS)
         self._task: asyncio.Task[None] | None = None
@@ -73,6 +83,10 @@ class LimitUpkeep:
             state = await keys.refresh(name)
             if state is not None and _is_full(state, key.waiting):
                 await self.verify(name, state)
+        for name in list(self._limits.suspects):
+            state = await keys.refresh(name)
+            if state is None or await self.verify(name, state):
+                self._limits.suspects.discard(name)
 
     async def reconcile(self, dead: Iterable[str]) -> None:
         """Give back what nodes that died left behind, on every key. Raises Unavailable."""
@@ -81,39 +95,37 @@ class LimitUpkeep:
         while page := await self._bucket.page(after, READ_AT_ONCE):
             after = page[-1][2]
             for token, value, _ in page:
-                state = LimitState.parse(value)
-                if any(permit.startswith(gone) for permit, _ in state.holders.values()):
+                state = LimitState.read(token, value)
+                if state is not None and any(permit.startswith(gone) for permit, _ in state.holders.values()):
                     await self.verify(names.decode_token(token), state)
 
-    async def verify(self, name: str, state: LimitState) -> int:
-        """Drop the permits of this entry that are over; how many. Raises Unavailable."""
+    async def verify(self, name: str, state: LimitState) -> bool:
+        """Give back the permits of this entry that are over; False when one could not be judged now.
+
+        Raises Unavailable.
+        """
         found = await self._stores.records.get_many(state.holders)
-        live = self._leases.live_nodes()
-        dropped = 0
+        live, dead = self._leases.live_nodes(), {node_id for node_id, _ in self._leases.dead_nodes()}
+        is_sure, dropped = True, 0
         for job_id, (permit, taken_ms) in state.holders.items():
             stored, revision = found.get(job_id, (b"", 0))
             record = _core.Record.parse(stored) if stored else None
-            is_young = taken_ms > state.last_ms - YOUNG_MS and permit.partition(".")[0] != self._node_id
-            if await self._is_over(record, revision, permit, is_live=is_young or self._may_claim(permit, live)):
+            is_over = _is_over(record, permit)
+            if is_over is None and record is not None:
+                node_id = permit.partition(".")[0]
+                if node_id == self._node_id:
+                    may_claim = permit in self._limits.under_way
+                else:
+                    is_young = taken_ms > self._server_clock.now_ms() - YOUNG_MS
+                    may_claim = node_id not in dead and (node_id in live or is_young)
+                is_over = not may_claim and await self._fence(record, revision, permit)
+                is_sure &= is_over or may_claim
+            if is_over:
                 self._limits.keys.give_back(name, job_id, permit)
                 dropped += 1
         if dropped:
             log.info("%d permits of the limit '%s' had been lost", dropped, name)
-        return dropped
-
-    def _may_claim(self, permit: str, live: set[str]) -> bool:
-        node_id = permit.partition(".")[0]
-        return permit in self._limits.under_way if node_id == self._node_id else node_id in live
-
-    async def _is_over(self, record: _core.Record | None, revision: int, permit: str, *, is_live: bool) -> bool:
-        if record is None:
-            return True
-        if record.extra is not None and record.extra.get(PERMIT, ("",))[0] == permit:
-            return record.state != "active"
-        # The claim has not landed. It is conditional on a revision at which the job was available.
-        if record.state != "available":
-            return True
-        return not is_live and await self._fence(record, revision, permit)
+        return is_sure
 
     async def _fence(self, record: _core.Record, revision: int, permit: str) -> bool:
         """Make a claim that may be on its way fail: the job gets a new revision and work message."""
@@ -125,6 +137,16 @@ class LimitUpkeep:
             return False
         await self._propagator.followed(record, stored, written)
         return True
+
+
+def _is_over(record: _core.Record | None, permit: str) -> bool | None:
+    """Whether the record proves that a permit is over (True) or in use (False); None when it tells neither."""
+    if record is None:
+        return True
+    if record.extra is not None and record.extra.get(PERMIT, ("",))[0] == permit:
+        return record.state != "active"
+    # The claim has not landed. It is conditional on a revision at which the job was available.
+    return None if record.state == "available" else True
 
 
 def _is_full(state: LimitState, waiting: Limit | None) -> bool:

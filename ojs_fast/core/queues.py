@@ -33,6 +33,9 @@ class Queue:
     config: dict[str, Any] = field(default_factory=dict)
     updated_ms: int = 0
 
+    # All its jobs start under the limit of the queue's own key too (ojs-rate-limiting section 7.2).
+    limited: bool = False
+
     def entry(self) -> dict[str, Any]:
         """The value in `ojs-queues`."""
         return {
@@ -42,6 +45,7 @@ class Queue:
             "levels": self.levels,
             "config": self.config,
             "updated_ms": self.updated_ms,
+            "limited": self.limited,
         }
 
     def as_json(self) -> dict[str, Any]:
@@ -74,6 +78,7 @@ def _parse(value: dict[str, Any]) -> Queue:
         levels,
         value.get("config", {}),
         value.get("updated_ms", 0),
+        value.get("limited", False),
     )
 
 
@@ -166,6 +171,7 @@ class Queues:
         *,
         add_level: int | None = None,
         paused: bool | None = None,
+        limited: bool | None = None,
         configure: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> Queue:
         """Compare-and-set one queue's entry, creating it when it is new.
@@ -182,6 +188,8 @@ class Queues:
                 queue = replace(queue, paused=paused, updated_ms=self._clock())
             if configure is not None:
                 queue = replace(queue, config=configure(queue.config), updated_ms=self._clock())
+            if limited is not None:
+                queue = replace(queue, limited=limited)
             try:
                 revision = await self._bucket.put(key, queue.entry(), revision)
             except RevisionConflict:

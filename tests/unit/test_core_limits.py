@@ -39,28 +39,35 @@ def test_a_limit_is_read_in_every_shape(members: dict[str, Any], expected: list[
     assert parse(**members) == expected
 
 
-BAD = [
-    ({}, "key"),
-    ({"concurrency": 1}, "key"),
-    *(({"key": bad}, "key") for bad in ("", "-a", "a b", "a/b", "ä", 1, [], "k" * 256)),
-    *(({"key": "k", "concurrency": bad}, "concurrency") for bad in (-1, 10_001, 1.5, "1", True, [], {})),
-    *(({"key": "k", "rate": bad}, "rate") for bad in (0, -1, "x", [], True, 1.5)),
-    ({"key": "k", "rate": 5}, "period"),
-    ({"key": "k", "rate": 5, "period": "fortnight"}, "period"),
-    ({"key": "k", "rate": {}}, "rate.limit"),
-    ({"key": "k", "rate": {"limit": 1}}, "rate.period"),
-    *(({"key": "k", "rate": {"limit": bad, "period": "PT1S"}}, "rate.limit") for bad in (0, -1, "1", 10**10, True)),
-    *(
-        ({"key": "k", "rate": {"limit": 1, "period": bad}}, "rate.period")
-        for bad in ("", "PT0S", "P1Y", "P367D", 5, None, "-PT1S")
-    ),
-    *(({"key": "k", "throttle": bad}, "throttle") for bad in (1, "x", [], True)),
-    ({"key": "k", "throttle": {"limit": 0, "period": "PT1S"}}, "throttle.limit"),
-    ({"key": "k", "throttle": {"limit": 1, "period": "soon"}}, "throttle.period"),
-    *(({"key": "k", "on_limit": bad}, "on_limit") for bad in ("", "WAIT", 1, [])),
-    *(({"max_per_second": bad}, "max_per_second") for bad in (0, -1, 1.5, "1", True, 10**10)),
-    ({"key": "k", "max_per_second": 1, "rate": 1}, "rate"),
+# (the member that is bad below options.rate_limit, a template with a hole, what fills it)
+HOLE = object()
+BAD_VALUES: list[tuple[str, dict[str, Any], list[Any]]] = [
+    ("key", {}, [None]),
+    ("key", {"concurrency": 1}, [None]),
+    ("key", {"key": HOLE}, ["", "-a", "a b", "a/b", "ä", 1, [], "k" * 256]),
+    ("concurrency", {"key": "k", "concurrency": HOLE}, [-1, 10_001, 1.5, "1", True, [], {}]),
+    ("rate", {"key": "k", "rate": HOLE}, [0, -1, "x", [], True, 1.5]),
+    ("rate", {"key": "k", "max_per_second": 1, "rate": 1}, [None]),
+    ("rate.limit", {"key": "k", "rate": {}}, [None]),
+    ("rate.limit", {"key": "k", "rate": {"limit": HOLE, "period": "PT1S"}}, [0, -1, "1", 10**10, True]),
+    ("period", {"key": "k", "rate": 5, "period": HOLE}, [None, "fortnight"]),
+    ("rate.period", {"key": "k", "rate": {"limit": 1, "period": HOLE}}, ["", "PT0S", "P1Y", "P367D", 5, None, "-PT1S"]),
+    ("throttle", {"key": "k", "throttle": HOLE}, [1, "x", [], True]),
+    ("throttle.limit", {"key": "k", "throttle": {"limit": 0, "period": "PT1S"}}, [None]),
+    ("throttle.period", {"key": "k", "throttle": {"limit": 1, "period": "soon"}}, [None]),
+    ("on_limit", {"key": "k", "on_limit": HOLE}, ["", "WAIT", 1, []]),
+    ("max_per_second", {"max_per_second": HOLE}, [0, -1, 1.5, "1", True, 10**10]),
 ]
+
+
+def filled(template: Any, value: Any) -> Any:
+    """Put the value where the template has its hole."""
+    if isinstance(template, dict):
+        return {name: filled(member, value) for name, member in template.items()}
+    return value if template is HOLE else template
+
+
+BAD = [(filled(template, value), field) for field, template, values in BAD_VALUES for value in values]
 
 
 @pytest.mark.parametrize(("members", "field"), BAD)
