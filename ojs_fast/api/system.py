@@ -34,8 +34,11 @@ def manifest() -> dict[str, Any]:
             "unique_jobs": False,
             "workflows": False,
             "pause_resume": True,
+            "queue_stats": True,
+            "queue_config": True,
+            "backpressure": True,
         },
-        "extensions": [],
+        "extensions": ["urn:ojs:ext:backpressure", "urn:ojs:ext:queue-config"],
         "endpoints": {
             "base_url": "/ojs/v1",
             "manifest": "/ojs/manifest",
