@@ -282,11 +282,14 @@ class Tallies:
                 total.merge(Counts.parse(value))
         return total
 
+    def forget_queue(self, queue: str) -> None:
+        """Drop what this node counted of a queue: it is gone."""
+        self._fold()
+        self._counts.pop(queue, None)
+        self._dirty.discard(queue)
+        self._revisions.pop(names.tally_key(queue, self.owner), None)
+
     async def erase(self, queue: str) -> None:
-        """Remove a queue's totals: the queue is gone. Raises Unavailable."""
+        """Remove the stored totals of a queue that every node forgets. Raises Unavailable."""
         async with self._flushing:
-            self._fold()
-            self._counts.pop(queue, None)
-            self._dirty.discard(queue)
-            self._revisions.pop(names.tally_key(queue, self.owner), None)
             await self._bucket.erase(names.tally_key(queue, "*"))
