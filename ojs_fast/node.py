@@ -147,7 +147,7 @@ class Node:
             self.stores, self.queues, self.jobs, self.stats, counts, self.tallies, self.events, clock
         )
         self.admission.drop = self.queue_admin.drop_oldest
-        self.janitor = Janitor(self.queues, counts, self.leases)
+        self.janitor = Janitor(self.queues, counts, self.tallies, self.leases)
         self.reconciler = Reconciler(
             self.stores, self.leases, self.propagator, self.settler, Inheritance(self.stores, clock), self.stale
         )

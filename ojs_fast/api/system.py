@@ -34,8 +34,15 @@ def manifest() -> dict[str, Any]:
             "unique_jobs": False,
             "workflows": False,
             "pause_resume": True,
+            "queue_stats": True,
+            "queue_config": True,
+            "backpressure": True,
         },
-        "extensions": ["urn:ojs:ext:rate-limiting"],
+        "extensions": [
+            "urn:ojs:ext:backpressure",
+            "urn:ojs:ext:queue-config",
+            "urn:ojs:ext:rate-limiting",
+        ],
         "endpoints": {
             "base_url": "/ojs/v1",
             "manifest": "/ojs/manifest",

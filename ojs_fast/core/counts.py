@@ -73,23 +73,31 @@ class Counts:
         if record.state != state or state == "cancelled":
             setattr(self, state, getattr(self, state) + 1)
             return
-        minute = self.minutes.setdefault(record.ended_ms // MINUTE_MS, [0, 0, 0, 0])
-        if record.state == "discarded":
+        ended_ms, started_ms = record.ended_ms, record.started_ms
+        minute = self.minutes.get(ended_ms // MINUTE_MS)
+        if minute is None:
+            minute = self.minutes[ended_ms // MINUTE_MS] = [0, 0, 0, 0]
+        if state == "discarded":
             self.discarded += 1
             minute[1] += 1
             return
         self.completed += 1
-        running_ms = max(0, record.ended_ms - record.started_ms)
-        waiting_ms = max(0, record.started_ms - record.enqueued_ms)
+        running_ms = ended_ms - started_ms if ended_ms > started_ms else 0
+        waiting_ms = started_ms - record.enqueued_ms if started_ms > record.enqueued_ms else 0
         minute[0] += 1
         minute[2] += running_ms
         minute[3] += waiting_ms
-        for histogram, time_ms in zip(self._hour(record.ended_ms // HOUR_MS), (running_ms, waiting_ms), strict=True):
-            bucket = bucket_of(time_ms)
-            histogram[bucket] = histogram.get(bucket, 0) + 1
+        running, waiting = self._hour(ended_ms // HOUR_MS)
+        bucket = bucket_of(running_ms)
+        running[bucket] = running.get(bucket, 0) + 1
+        bucket = bucket_of(waiting_ms)
+        waiting[bucket] = waiting.get(bucket, 0) + 1
 
     def _hour(self, hour: int) -> tuple[Histogram, Histogram]:
-        return self.hours.setdefault(hour, ({}, {}))
+        pair = self.hours.get(hour)
+        if pair is None:
+            pair = self.hours[hour] = ({}, {})
+        return pair
 
     def merge(self, other: "Counts") -> "Counts":
         """Add what another owner counted; returns self."""

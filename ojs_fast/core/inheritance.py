@@ -10,7 +10,7 @@ from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.counts import Counts
 from ojs_fast.core.stores import Stores
-from ojs_fast.core.tallies import BASE, MARKS, QUEUES_PER_COMMIT
+from ojs_fast.core.tallies import BASE, QUEUES_PER_COMMIT, parse_marks
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.commits import Committer, Put
@@ -19,8 +19,8 @@ from ojs_fast.storage.errors import RevisionConflict, Unavailable
 FORGOTTEN_MS = 3_600_000  # by then a node that was taken for dead has long noticed
 MOVED_AT_ONCE = 400
 
-# number of the period, the record, the state that it reached or left
-_Found = tuple[int, _core.Record, str]
+# owner, number of the period, the state that the record reached or left
+_Mark = tuple[str, int, str]
 
 
 class Inheritance:
@@ -31,7 +31,9 @@ class Inheritance:
         self._bucket = Bucket(stores.connection, names.TALLIES)
         self._committer = Committer(stores.connection, names.TALLIES)
         self._dead: set[str] = set()
-        self._found: dict[str, list[_Found]] = {}
+        # Job id → the record as it was met last, with the marks of dead nodes: one that is written again during the
+        # replay is met twice.
+        self._found: dict[str, tuple[_core.Record, list[_Mark]]] = {}
 
     def begin(self, node_ids: set[str]) -> None:
         """A replay starts: the counts of these nodes are to be taken over."""
@@ -42,9 +44,9 @@ class Inheritance:
         """The replay meets a record."""
         if record.extra is None:
             return
-        for owner, number, state in record.extra.get(MARKS, ()):
-            if owner.partition("-")[0] in self._dead:
-                self._found.setdefault(owner, []).append((number, record, state))
+        marks = [mark for mark in parse_marks(record) if mark[0].partition("-")[0] in self._dead]
+        if marks:
+            self._found[record.id] = (record, marks)
 
     async def take_over(self, closed_at: int) -> None:
         """The replay is over; it saw everything up to revision `closed_at`. Raises Unavailable."""
@@ -54,7 +56,7 @@ class Inheritance:
             raise Unavailable(f"a dead node's counts changed meanwhile: {error}") from None
 
     async def _take_over(self, closed_at: int) -> None:
-        owners: dict[str, tuple[Any, int]] = dict.fromkeys(self._found, ({}, 0))
+        owners: dict[str, tuple[Any, int]] = {mark[0]: ({}, 0) for _, marks in self._found.values() for mark in marks}
         for key, value, revision in await self._bucket.page(0, 1 << 30, "n.*"):
             owner = key.partition(".")[2]
             if owner.partition("-")[0] in self._dead:
@@ -69,9 +71,10 @@ class Inheritance:
 
     async def _close(self, owner: str, through: int, revision: int, closed_at: int) -> None:
         added: dict[str, Counts] = {}
-        for number, record, state in self._found.get(owner, ()):
-            if number > through:
-                added.setdefault(record.queue, Counts()).add(record, state)
+        for record, marks in self._found.values():
+            for by, number, state in marks:
+                if by == owner and number > through:
+                    added.setdefault(record.queue, Counts()).add(record, state)
         puts: list[Put] = []
         for queue, counts in added.items():
             key = names.tally_key(queue, owner)

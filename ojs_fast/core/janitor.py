@@ -10,6 +10,7 @@ from collections.abc import Coroutine
 from typing import Any
 
 from ojs_fast.core.queues import Queues
+from ojs_fast.core.tallies import Tallies
 from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.leases import Leases
 from ojs_fast.storage.queue_counts import QueueCounts
@@ -25,9 +26,10 @@ IDLE_S = 3600.0
 class Janitor:
     """One per node for removed queues; the leader's also for consumers."""
 
-    def __init__(self, queues: Queues, counts: QueueCounts, leases: Leases) -> None:
+    def __init__(self, queues: Queues, counts: QueueCounts, tallies: Tallies, leases: Leases) -> None:
         self._queues = queues
         self._counts = counts
+        self._tallies = tallies
         self._leases = leases
         self._tasks: set[asyncio.Task[None]] = set()
         queues.on_removed(self._removed)
@@ -48,6 +50,7 @@ class Janitor:
         task.add_done_callback(self._tasks.discard)
 
     def _removed(self, name: str) -> None:
+        self._tallies.forget_queue(name)
         self._start(self._revive_if_needed(name))
 
     async def _revive_if_needed(self, name: str) -> None:
@@ -58,8 +61,9 @@ class Janitor:
                 for level in messages or ([0] if scheduled or retryable else []):
                     log.warning("queue %s got a job while it was deleted; it comes back", name)
                     await self._queues.ensure(name, level)
-                if not (messages or scheduled or retryable):
+                if await self._queues.find(name) is None:
                     await self._counts.remove_counting(name)
+                    await self._tallies.erase(name)
             except Unavailable as error:
                 log.warning("nobody knows whether queue %s is empty: %s", name, error)
 

@@ -36,7 +36,9 @@ def _scheduled_key(record: _core.Record) -> str:
 
 
 def _retry_key(record: _core.Record) -> str:
-    return names.attempt_key(record.id, record.attempt) if record.state == "retryable" else ""
+    if record.state != "retryable":
+        return ""
+    return names.retry_key(record.queue, record.id, record.attempt)
 
 
 def _expiry_key(record: _core.Record) -> str:

@@ -7,6 +7,7 @@ acknowledgement may have been lost).
 """
 
 import logging
+import time
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -29,6 +30,7 @@ READ_AT_ONCE = 500
 # Twice, because NATS may still handle what a broken connection had left in its buffers.
 WALKS_AFTER_A_CUT = 2
 CUT_MARGIN_MS = 2000
+AUDIT_AFTER_S = 2.0
 
 
 class Reconciler:
@@ -55,6 +57,8 @@ class Reconciler:
         self.on_dead: list[Callable[[list[str]], Awaitable[None]]] = []
         self._cut_ms = 0
         self._rechecked: set[str] = set()
+        # From when on (epoch ms), and at which monotonic time, to look for what a repair did twice.
+        self._audit_due: tuple[int, float] | None = None
         stores.connection.on_disconnect(self._cut_off)
 
     def _cut_off(self) -> None:
@@ -82,6 +86,10 @@ class Reconciler:
         if dead - self._rechecked:
             await self._settler.recheck()
         self._rechecked = dead
+        if self._audit_due is not None and time.monotonic() > self._audit_due[1]:
+            since = _core.format_rfc3339_ms(max(0, self._audit_due[0]))
+            await self._stale.audit({"start_time": since}, "ojs.queue.>", whole=True)
+            self._audit_due = None
 
     async def _audit_work(self) -> None:
         # Publishes that were repeated, and acknowledgements that a killed NATS has forgotten.
@@ -106,6 +114,8 @@ class Reconciler:
             await repair([node_id for node_id, _ in dead])
         for node_id, _ in dead:
             await self._leases.bury(node_id)
+        # Live nodes claimed, settled and cancelled meanwhile: some of what was published again is stale by now.
+        self._audit_due = (min(since_ms, (self._audit_due or (since_ms, 0.0))[0]), time.monotonic() + AUDIT_AFTER_S)
         log.info("reconciled: %d recent records were set right", repaired)
         return len(dead)
 

@@ -29,7 +29,7 @@ log = logging.getLogger(__name__)
 FLUSH_S = 0.5
 QUEUES_PER_COMMIT = 900  # an external NATS takes 1000 messages in an atomic batch by default
 BASE = "base"
-# In `Record.extra`: `[owner, period, final state]` of each time the job reached a final state, or left it (`-state`).
+# In `Record.extra`: `owner period state` of each time the job reached a final state, or left it (`-state`).
 MARKS = "tally"
 MARKS_KEPT = 32
 
@@ -41,7 +41,7 @@ Ended = tuple[int, _core.Record, str]
 class Period:
     """What a node ended between two flushes. `under_way`: writes whose outcome is not known yet."""
 
-    __slots__ = ("closed_at", "ended", "number", "owner", "under_way")
+    __slots__ = ("closed_at", "ended", "first_marks", "number", "owner", "under_way")
 
     def __init__(self, owner: str, number: int) -> None:
         self.owner = owner
@@ -50,11 +50,29 @@ class Period:
         # Others counted what this node wrote up to this revision, when they took it for dead.
         self.closed_at = 0
         self.ended: list[Ended] = []
+        # What most jobs get as their `extra`, made once.
+        self.first_marks = {state: {MARKS: [self.mark(state)]} for state in _core.TERMINAL_STATES}
+
+    def mark(self, state: str) -> str:
+        """What a record tells about its counting."""
+        return f"{self.owner} {self.number} {state}"
 
     def count(self, revision: int, record: _core.Record) -> None:
         """The stamped record was written."""
         self.under_way -= 1
-        self.ended.append((revision, record, record.extra[MARKS][-1][2]))  # type: ignore[index]  # `stamp` set it
+        state = record.state
+        if state not in _core.TERMINAL_STATES:
+            state = parse_marks(record)[-1][2]
+        self.ended.append((revision, record, state))
+
+
+def parse_marks(record: _core.Record) -> list[tuple[str, int, str]]:
+    """`[(owner, period, state)]`, oldest first."""
+    found: list[tuple[str, int, str]] = []
+    for mark in (record.extra or {}).get(MARKS, ()):
+        owner, number, state = mark.split(" ")
+        found.append((owner, int(number), state))
+    return found
 
 
 class Tallies:
@@ -112,11 +130,11 @@ class Tallies:
             return None
         period = self._current
         period.under_way += 1
-        mark = [period.owner, period.number, state]
         if record.extra is None:
-            record.extra = {MARKS: [mark]}
+            record.extra = dict(period.first_marks[state])
         else:
-            record.extra = {**record.extra, MARKS: [*record.extra.get(MARKS, ()), mark][-MARKS_KEPT:]}
+            marks = [*record.extra.get(MARKS, ()), period.mark(state)]
+            record.extra = {**record.extra, MARKS: marks[-MARKS_KEPT:]}
         return period
 
     def drop(self, period: Period | None) -> None:
@@ -133,9 +151,8 @@ class Tallies:
     async def _resolve(self, period: Period, job_id: str) -> None:
         found = await self._stores.records.get(job_id, fresh=True)
         record = _core.Record.parse(found[0]) if found else None
-        marks = record.extra.get(MARKS, ()) if record and record.extra else ()
         self.drop(period)
-        for owner, number, state in marks:
+        for owner, number, state in parse_marks(record) if record else ():
             if found and record and (owner, number) == (period.owner, period.number):
                 period.ended.append((found[1], record, state))
 
@@ -164,7 +181,10 @@ class Tallies:
     def _add(self, ended: Ended) -> None:
         _, record, state = ended
         self._uncommitted.append(ended)
-        self._counts.setdefault(record.queue, Counts()).add(record, state)
+        counts = self._counts.get(record.queue)
+        if counts is None:
+            counts = self._counts[record.queue] = Counts()
+        counts.add(record, state)
         self._dirty.add(record.queue)
 
     async def flush(self) -> None:
@@ -262,11 +282,14 @@ class Tallies:
                 total.merge(Counts.parse(value))
         return total
 
+    def forget_queue(self, queue: str) -> None:
+        """Drop what this node counted of a queue: it is gone."""
+        self._fold()
+        self._counts.pop(queue, None)
+        self._dirty.discard(queue)
+        self._revisions.pop(names.tally_key(queue, self.owner), None)
+
     async def erase(self, queue: str) -> None:
-        """Remove a queue's totals: the queue is gone. Raises Unavailable."""
+        """Remove the stored totals of a queue that every node forgets. Raises Unavailable."""
         async with self._flushing:
-            self._fold()
-            self._counts.pop(queue, None)
-            self._dirty.discard(queue)
-            self._revisions.pop(names.tally_key(queue, self.owner), None)
             await self._bucket.erase(names.tally_key(queue, "*"))

@@ -35,7 +35,7 @@ def marked(left: Aftermath, state: str, *periods: tuple[int, str]) -> Any:
     def change(record: _core.Record) -> None:
         record.state = state
         record.ended_ms = now_ms()
-        record.extra = {MARKS: [[f"{left.node_id}-x", period, what] for period, what in periods]}
+        record.extra = {MARKS: [f"{left.node_id}-x {period} {what}" for period, what in periods]}
 
     return change
 

@@ -5,12 +5,14 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Iterator
+from functools import partial
 
 import pytest
 
-from tests.support.api import Body, unique_queue
+from tests.support.api import Api, Body, unique_queue
 from tests.support.load import Ledger, connections
 from tests.support.nats import Nats
+from tests.support.processes import poll
 from tests.support.server import Server
 
 pytestmark = pytest.mark.faults
@@ -91,3 +93,47 @@ async def test_a_heartbeat_at_another_server_extends_the_reservation(pair: tuple
             await asyncio.sleep(0.05)
         assert again[0]["attempt"] == 2
         assert await first.ack(job_id) == 200
+
+
+def told(url: str, queue: str) -> dict[str, int]:
+    """The states of a queue that are not zero, as one server tells them."""
+    with Api(url) as api:
+        stats = api.call("GET", f"/queues/{queue}/stats")["stats"]
+    states = ("available", "active", "scheduled", "retryable", "completed", "discarded", "cancelled")
+    return {state: stats[state] for state in states if stats[state]}
+
+
+async def test_both_servers_count_what_the_other_did_at_once(pair: tuple[Server, Server]) -> None:
+    """Stats are exact on any server right after any change on the other."""
+    queue = unique_queue()
+    async with connections(pair[0].url, 1) as [first], connections(pair[1].url, 1) as [second]:
+        for done in range(1, 6):
+            await first.enqueue_batch(queue, 3)
+            [kept, dropped] = await second.fetch(queue, 2)
+            assert await first.call("POST", "/workers/ack", {"job_id": kept["id"]})
+            failed = {"job_id": dropped["id"], "error": {"message": "it failed", "code": "DISCARD"}}
+            await second.call("POST", "/workers/nack", failed)
+            [left] = await second.fetch(queue, 1)
+            await first.call("DELETE", f"/jobs/{left['id']}")
+            for server in pair:
+                assert told(server.url, queue) == {"completed": done, "discarded": done, "cancelled": done}
+
+
+def counts_only_the_new(url: str, queue: str) -> bool:
+    """True when the totals are gone."""
+    return told(url, queue) == {"available": 1}
+
+
+async def test_a_deleted_queue_starts_from_nothing_on_every_server(pair: tuple[Server, Server]) -> None:
+    """The totals go with the queue, also those that another server has just counted; jobs that come later are found."""
+    queue = unique_queue()
+    async with connections(pair[0].url, 1) as [first], connections(pair[1].url, 1) as [second]:
+        await first.enqueue(queue)
+        [job] = await second.fetch(queue)
+        assert await second.ack(job["id"]) == 200
+        assert (await first.call("DELETE", f"/queues/{queue}"))[0] == 200
+        job_id = await second.enqueue(queue)
+        for server in pair:
+            poll(partial(counts_only_the_new, server.url, queue), what="only the new job is counted")
+        [again] = await first.fetch(queue)
+        assert again["id"] == job_id
