@@ -1051,7 +1051,7 @@ PATHS = {
     f"{V1}/dead-letter": {"GET"},
     f"{V1}/dead-letter/{UNKNOWN_ID}": {"GET", "DELETE"},
     f"{V1}/dead-letter/{UNKNOWN_ID}/retry": {"POST"},
-    f"{V1}/queues": {"GET"},
+    f"{V1}/queues": {"GET", "POST"},
     f"{V1}/events": {"GET"},
     f"{V1}/admin/reset": {"POST"},
 }
