@@ -17,7 +17,7 @@ from ojs_fast.core.dead_letters import DeadLetters
 from ojs_fast.core.events import Events
 from ojs_fast.core.fetch import Fetcher
 from ojs_fast.core.jobs import Jobs, Retention
-from ojs_fast.core.limit_admin import WAITING, LimitAdmin
+from ojs_fast.core.limit_admin import LimitAdmin
 from ojs_fast.core.limit_refusals import RefusedJobs
 from ojs_fast.core.limit_upkeep import LimitUpkeep
 from ojs_fast.core.limits import Limits
@@ -106,6 +106,7 @@ class Node:
         self.dead_letters = DeadLetters(self.stores, self.jobs, self.events)
         self.promoter = Promoter(self.stores, Retention(settings), self.events, self.propagator, self.node_id, clock)
         self.reconciler = Reconciler(self.stores, self.leases, self.propagator, self.settler, clock)
+        self.reconciler.parked = self.limit_admin.parked
         self.reconciler.on_dead.append(self.limit_upkeep.reconcile)
         self.resetter = Resetter(self.stores, self.leases, self._forget)
         self._task: asyncio.Task[None] | None = None
@@ -163,8 +164,7 @@ class Node:
         if msg.data == RESET:
             await self.resetter.answer(msg)
             return
-        if msg.data.startswith(WAITING):
-            await self.limit_admin.answer(msg)
+        if await self.limit_admin.answer(msg):
             return
         job_id, _, revision = msg.data.decode("ascii", "replace").partition(" ")
         claim = self.claims.get(job_id)
