@@ -22,7 +22,7 @@ from ojs_fast.core.fetch import Fetcher
 from ojs_fast.core.inheritance import Inheritance
 from ojs_fast.core.janitor import Janitor
 from ojs_fast.core.jobs import Jobs, Retention
-from ojs_fast.core.limit_admin import WAITING, LimitAdmin
+from ojs_fast.core.limit_admin import LimitAdmin
 from ojs_fast.core.limit_refusals import RefusedJobs
 from ojs_fast.core.limit_upkeep import LimitUpkeep
 from ojs_fast.core.limits import Limits
@@ -151,6 +151,7 @@ class Node:
         self.reconciler = Reconciler(
             self.stores, self.leases, self.propagator, self.settler, Inheritance(self.stores, clock), self.stale
         )
+        self.reconciler.parked = self.limit_admin.parked
         self.cron = Cron(self.stores, self.jobs, self.events, self.propagator, clock)
         self.reconciler.on_dead.append(self.limit_upkeep.reconcile)
         self.resetter = Resetter(self.stores, self.leases, self.tallies, self._forget)
@@ -228,8 +229,7 @@ class Node:
         if msg.data == RESET:
             await self.resetter.answer(msg)
             return
-        if msg.data.startswith(WAITING):
-            await self.limit_admin.answer(msg)
+        if await self.limit_admin.answer(msg):
             return
         if msg.data.startswith((ASK, ADMIT, ARRIVED)):
             # Beside this one: what comes behind must not wait for it.

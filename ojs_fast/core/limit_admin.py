@@ -19,6 +19,7 @@ from ojs_fast.storage.leases import Leases
 from ojs_fast.storage.server_clock import ServerClock
 
 WAITING = b"waiting "  # asks another node how many jobs wait there, by key
+PARKED = b"parked"  # asks another node which work messages it has parked
 ANSWER_S = 1.0
 
 
@@ -102,26 +103,40 @@ class LimitAdmin:
     async def _waiting(self, wanted: list[str]) -> dict[str, int]:
         """How many jobs wait for these keys, over all nodes; a node that does not answer counts as none."""
         total = self._limits.waiting(wanted)
-        others = self._leases.live_nodes() - {self._leases.node_id}
-        for counts in await asyncio.gather(*(self._ask(node_id, wanted) for node_id in others)):
+        for counts in await self._ask_others(WAITING + orjson.dumps(wanted)):
             for name, count in counts.items():
                 total[name] += count
         return total
 
-    async def _ask(self, node_id: str, wanted: list[str]) -> dict[str, int]:
+    async def parked(self) -> set[int]:
+        """The sequences of all work messages that live nodes have parked, this one included."""
+        found = set(self._limits.parking.sequences())
+        for sequences in await self._ask_others(PARKED):
+            found.update(sequences)
+        return found
+
+    async def _ask_others(self, question: bytes) -> list[Any]:
+        others = self._leases.live_nodes() - {self._leases.node_id}
+        answers = await asyncio.gather(*(self._ask(node_id, question) for node_id in others))
+        return [answer for answer in answers if answer is not None]
+
+    async def _ask(self, node_id: str, question: bytes) -> Any:
         try:
             async with asyncio.timeout(ANSWER_S):
-                subject = names.node_subject(node_id)
-                answer = await self._stores.connection.request(subject, WAITING + orjson.dumps(wanted))
+                return orjson.loads((await self._stores.connection.request(names.node_subject(node_id), question)).data)
         except (Unavailable, TimeoutError):
-            return {}
-        counts: dict[str, int] = orjson.loads(answer.data)
-        return counts
+            return None
 
-    async def answer(self, msg: NodeMessage) -> None:
-        """Tell another node how many jobs wait here."""
-        counts = self._limits.waiting(orjson.loads(msg.data[len(WAITING) :]))
-        await self._stores.connection.reply(msg, orjson.dumps(counts))
+    async def answer(self, msg: NodeMessage) -> bool:
+        """Tell another node what waits here; False when it asks something else."""
+        if msg.data == PARKED:
+            answer: Any = self._limits.parking.sequences()
+        elif msg.data.startswith(WAITING):
+            answer = self._limits.waiting(orjson.loads(msg.data[len(WAITING) :]))
+        else:
+            return False
+        await self._stores.connection.reply(msg, orjson.dumps(answer))
+        return True
 
 
 def _strategies(state: LimitState, limit: Limit, now_ms: float) -> dict[str, Any]:

@@ -100,7 +100,7 @@ class LimitKey:
     out: int = 0
     # What the latest refused job declared; None while none was refused since the last grant.
     waiting: Limit | None = None
-    checked_s: float = 0
+    swept_s: float = 0
     declared_s: float = 0
     # Where the next rescheduled job goes.
     slot_ms: float = 0
@@ -283,7 +283,6 @@ class LimitKeys:
             key.state = LimitState.read(key.name, found[0]) if found else None
         key.revision = revision
         key.trusted = key.heard == heard
-        key.checked_s = time.monotonic()
 
     def _decide(
         self, key: LimitKey, operations: list[_Operation]

@@ -24,7 +24,7 @@ from ojs_fast.storage.server_clock import ServerClock
 log = logging.getLogger(__name__)
 
 SWEEP_S = 1.0
-CHECK_AFTER_S = 2.0
+CHECK_AFTER_S = 1.5
 KEYS_AT_ONCE = 200
 READ_AT_ONCE = 200
 # A lease takes a moment to be seen by all: younger permits are those of living nodes.
@@ -75,11 +75,12 @@ class LimitUpkeep:
 
     async def _sweep(self) -> None:
         """Look at the keys for which jobs wait here: the word that would wake them may have been lost."""
-        keys, horizon = self._limits.keys, time.monotonic() - CHECK_AFTER_S
-        due = [name for name in self._limits.parking if keys.get(name).checked_s < horizon]
+        keys, now_s = self._limits.keys, time.monotonic()
+        due = [name for name in self._limits.parking if keys.get(name).swept_s < now_s - CHECK_AFTER_S]
         for name in due[:KEYS_AT_ONCE]:
             key = keys.get(name)
-            key.out = 0
+            # What was given back and never asked for room was stale.
+            key.out, key.swept_s = 0, now_s
             state = await keys.refresh(name)
             if state is not None and _is_full(state, key.waiting):
                 await self.verify(name, state)

@@ -43,6 +43,10 @@ class Parking:
         """How many jobs of this queue wait here, whatever for."""
         return self._queues[queue]
 
+    def sequences(self) -> list[int]:
+        """Of all messages that are parked."""
+        return [sequence for jobs in self._jobs.values() for sequence, _, _ in jobs.values()]
+
     def put(self, key: str, job_id: str, queue: str, ack_subject: str) -> None:
         """Park one message; it replaces an older one of the same job."""
         jobs = self._jobs.setdefault(key, {})

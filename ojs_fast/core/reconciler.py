@@ -53,6 +53,8 @@ class Reconciler:
         self._stale = stale
         self._active = Bucket(stores.connection, names.ACTIVE)
         self._walks_due = 0
+        # Sequences of messages that live nodes keep on purpose.
+        self.parked: Callable[[], Awaitable[set[int]]] = _none
         # What else is to be repaired after dead nodes, given their ids; may raise Unavailable.
         self.on_dead: list[Callable[[list[str]], Awaitable[None]]] = []
         self._cut_ms = 0
@@ -179,7 +181,8 @@ class Reconciler:
                     await self._settler.adopt_record(record, revision)
 
     async def _walk_in_flight(self) -> None:
-        """Look at every message that was delivered and not acknowledged."""
+        """Look at every message that was delivered, not acknowledged, and not parked by a live node."""
+        parked = await self.parked()
         for info in await self._stores.work.consumers():
             delivered = info["delivered"]["stream_seq"]
             if not info["num_ack_pending"]:
@@ -191,7 +194,7 @@ class Reconciler:
                 if not page:
                     break
                 after = page[-1][0]
-                await self._inspect([message for message in page if message[0] <= delivered])
+                await self._inspect([one for one in page if one[0] <= delivered and one[0] not in parked])
 
     async def _inspect(self, messages: list[tuple[int, str, bytes]]) -> None:
         works: list[tuple[int, int, str]] = []
@@ -221,6 +224,10 @@ class Reconciler:
                 await self._settler.adopt_record(record, found[1])
         else:
             await self._stores.work.delete(sequence)
+
+
+async def _none() -> set[int]:
+    return set()
 
 
 def _parse(stored: bytes, job_id: str) -> _core.Record | None:

@@ -45,10 +45,17 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(120 + 40 * KILLS + JOBS * 
 
 
 @pytest.fixture(scope="module")
-def trio() -> Iterator[list[Server]]:
+def shared_nats() -> Iterator[Nats]:
+    """Give the NATS of the three servers."""
+    with Nats() as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def trio(shared_nats: Nats) -> Iterator[list[Server]]:
     """Give three servers on one NATS."""
-    with Nats() as running, contextlib.ExitStack() as stack:
-        yield [stack.enter_context(Server(nats_url=running.url)) for _ in range(3)]
+    with contextlib.ExitStack() as stack:
+        yield [stack.enter_context(Server(nats_url=shared_nats.url)) for _ in range(3)]
 
 
 @contextlib.asynccontextmanager
@@ -118,7 +125,8 @@ class Crew:
 
 
 async def permits(http: Http, key: str) -> int:
-    """How many permits of a key are out."""
+    """How many permits of a key are out, asked on a new connection."""
+    await http.close()
     status, body = await http.call("GET", f"/rate-limits/{key}")
     assert status == 200, body
     return int(body["concurrency"]["active"])
@@ -155,14 +163,14 @@ async def test_concurrency_holds_while_servers_are_killed(trio: list[Server]) ->
         await asyncio.gather(*working)
         assert len(crew.done) == total
         assert crew.most <= LIMIT
-        while await permits(observer, key):
-            assert time.monotonic() < end + REPAIRED_S, f"{await permits(observer, key)} permits do not come back"
+        while left := await permits(observer, key):
+            assert time.monotonic() < end + REPAIRED_S, f"{left} permits do not come back"
             await asyncio.sleep(0.1)
 
 
 async def test_a_rate_holds_over_three_servers(trio: list[Server]) -> None:
     """20 per half second: no half second, wherever it begins, sees 21 starts; and the rate is reached."""
-    queue, chance, rate, period_ms, count = unique_queue(), random.Random(SEED), 20, 500, 81
+    queue, chance, rate, period_ms, count = unique_queue(), random.Random(SEED), 20, 500, 61
     key, crew, end = f"k.{queue}", Crew(count, hold_s=0), time.monotonic() + 60
     async with workers_of(trio, WORKERS) as https:
         await enqueue(https[0], queue, count, key=key, rate={"limit": rate, "period": "PT0.5S"})
@@ -171,13 +179,13 @@ async def test_a_rate_holds_over_three_servers(trio: list[Server]) -> None:
     assert len(starts) == count
     for early, late in zip(starts, starts[rate:], strict=False):
         assert late - early >= period_ms - CLOCK_ERROR_MS
-    # Four windows must pass; a machine that stands still for long may make it more.
+    # Three windows must pass; a machine that stands still for long may make it more.
     assert starts[-1] - starts[0] < 8 * period_ms
 
 
 async def test_a_throttle_holds_over_three_servers(trio: list[Server]) -> None:
     """Two starts are 50 ms apart, whichever servers they come from."""
-    queue, chance, count = unique_queue(), random.Random(SEED), 20
+    queue, chance, count = unique_queue(), random.Random(SEED), 12
     key, crew, end = f"k.{queue}", Crew(count, hold_s=0), time.monotonic() + 60
     async with workers_of(trio, WORKERS) as https:
         await enqueue(https[0], queue, count, key=key, throttle={"limit": 20, "period": "PT1S"})
@@ -235,6 +243,32 @@ def test_an_orderly_stop_gives_waiting_jobs_back(trio: list[Server]) -> None:
         [job] = poll(lambda: api.fetch(queue), deadline_s=2, what="the waiting job starts")
         assert job["id"] == ids[1]
         trio[1].start()
+
+
+def test_a_stale_waiting_message_does_not_hold_up_those_behind_it(trio: list[Server], shared_nats: Nats) -> None:
+    """A parked message that NATS no longer has takes nobody's place for long."""
+    queue = unique_queue()
+
+    async def remove_message_of(job_id: str) -> None:
+        client = await nats.connect(shared_nats.url)
+        try:
+            js = client.jetstream()
+            for sequence in range((await js.stream_info("OJS")).state.last_seq, 0, -1):
+                with contextlib.suppress(nats.js.errors.NotFoundError):
+                    if job_id.encode() in ((await js.get_msg("OJS", sequence)).data or b""):
+                        await js.delete_msg("OJS", sequence)
+                        return
+        finally:
+            await client.close()
+
+    with Api(trio[0].url) as api:
+        ids = [api.enqueue(queue, rate_limit={"key": f"k.{queue}", "concurrency": 1})["id"] for _ in range(3)]
+        assert [job["id"] for job in api.fetch(queue, count=3)] == ids[:1]
+        api.cancel(ids[1])
+        asyncio.run(remove_message_of(ids[1]))
+        api.ack(ids[0])
+        [job] = poll(lambda: api.fetch(queue), deadline_s=REPAIRED_S, what="the job behind starts")
+        assert job["id"] == ids[2]
 
 
 # -- half-done states of a dead node ---------------------------------------------------------------
