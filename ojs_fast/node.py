@@ -25,6 +25,13 @@ from ojs_fast.core.reset import RESET, Resetter
 from ojs_fast.core.settle import Settler
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.workers import Workers
+from ojs_fast.core.workflows.audit import Auditor
+from ojs_fast.core.workflows.creator import Creator
+from ojs_fast.core.workflows.driver import Driver
+from ojs_fast.core.workflows.members import Members
+from ojs_fast.core.workflows.service import Workflows
+from ojs_fast.core.workflows.store import WorkflowStore
+from ojs_fast.core.workflows.view import View
 from ojs_fast.storage import names, topology
 from ojs_fast.storage.batches import BatchWriter
 from ojs_fast.storage.buckets import Outbox
@@ -82,9 +89,30 @@ class Node:
         self.workers = Workers(self.stores, self.claims, self.jobs, self.settler, self.node_id, clock)
         self.dead_letters = DeadLetters(self.stores, self.jobs, self.events)
         self.promoter = Promoter(self.stores, Retention(settings), self.events, self.propagator, self.node_id, clock)
+        self._make_workflows(settings)
         self.reconciler = Reconciler(self.stores, self.leases, self.propagator, self.settler, clock)
         self.resetter = Resetter(self.stores, self.leases, self._forget)
         self._task: asyncio.Task[None] | None = None
+
+    def _make_workflows(self, settings: Settings) -> None:
+        self.workflow_store = store = WorkflowStore(self.stores)
+        members = Members(
+            self.stores, settings, self.queues, self.events, self.propagator, store, self.node_id, self.clock
+        )
+        creator = Creator(self.stores, settings, store, self.clock)
+        self.driver = Driver(
+            self.stores,
+            self.jobs,
+            self.events,
+            self.propagator,
+            store,
+            members,
+            creator,
+            settings.retention_workflows_s,
+            self.clock,
+        )
+        self.auditor = Auditor(store, self.driver, self.clock)
+        self.workflows = Workflows(store, creator, self.driver, View(store, members), self.clock)
 
     async def open(self, servers: list[str]) -> None:
         """Connect, create or adopt the streams, start every loop. Raises Unavailable, TopologyError."""
@@ -99,7 +127,7 @@ class Node:
         await self.claims.open(self.settler.expire)
         await self.workers.open()
         await self.connection.subscribe(names.node_subject(self.node_id), self._told)
-        await self.leases.open(self.promoter.start, self.promoter.stop)
+        await self.leases.open(self._elected, self._deposed)
         self._task = asyncio.create_task(self._reconcile_loop())
         log.info("node is up", extra={"node_id": self.node_id})
 
@@ -108,7 +136,8 @@ class Node:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
-        await self.promoter.stop()
+        await self._deposed()
+        await self.driver.close()
         await self.workers.close()
         await self.claims.close()
         await self.queues.close()
@@ -118,12 +147,20 @@ class Node:
         await self.connection.close()
         log.info("node is down", extra={"node_id": self.node_id})
 
+    async def _elected(self) -> None:
+        await self.promoter.start()
+        await self.auditor.start()
+
+    async def _deposed(self) -> None:
+        await self.auditor.stop()
+        await self.promoter.stop()
+
     async def _reconcile_loop(self) -> None:
         while True:
             try:
                 await self.reconciler.after_cut()
-                if self.leases.is_leader:
-                    await self.reconciler.run()
+                if self.leases.is_leader and await self.reconciler.run():
+                    self.auditor.node_died()
             except Unavailable as error:
                 log.info("reconcile is tried again: %s", error)
             except Exception:
@@ -146,6 +183,9 @@ class Node:
         self.claims.clear()
         self.workers.forget()
         self.promoter.forget()
+        self.driver.forget()
+        self.auditor.forget()
+        self.workflow_store.forget()
         self.work.forget()
 
     @property

@@ -9,6 +9,7 @@ from ojs_fast.api.jobs import JobHandlers
 from ojs_fast.api.queues import QueueHandlers
 from ojs_fast.api.system import SystemHandlers
 from ojs_fast.api.workers import WorkerHandlers
+from ojs_fast.api.workflows import WorkflowHandlers
 
 Handler = Callable[[Request], Awaitable[Reply]]
 V1 = "/ojs/v1"
@@ -30,6 +31,7 @@ def routes(
     dead_letters: DeadLetterHandlers,
     queues: QueueHandlers,
     system: SystemHandlers,
+    workflows: WorkflowHandlers,
     *,
     with_reset: bool,
 ) -> list[Route]:
@@ -60,6 +62,12 @@ def routes(
         Route("GET", V1 + "/queues/{name}", queues.get),
         Route("POST", V1 + "/queues/{name}/pause", queues.pause),
         Route("POST", V1 + "/queues/{name}/resume", queues.resume),
+        Route("POST", V1 + "/workflows", workflows.create),
+        Route("GET", V1 + "/workflows", workflows.list),
+        Route("GET", V1 + "/workflows/{id}", workflows.get),
+        Route("DELETE", V1 + "/workflows/{id}", workflows.cancel),
+        Route("POST", V1 + "/workflows/{id}/cancel", workflows.cancel),
+        Route("POST", V1 + "/workflows/{id}/retry", workflows.retry),
         Route("GET", V1 + "/events", system.read_events),
         Route("GET", V1 + "/admin/workers", system.list_workers),
         Route("POST", V1 + "/admin/workers/{id}/quiet", system.direct("quiet")),

@@ -32,7 +32,7 @@ def manifest() -> dict[str, Any]:
             "rate_limiting": False,
             "schema_validation": False,
             "unique_jobs": False,
-            "workflows": False,
+            "workflows": True,
             "pause_resume": True,
         },
         "extensions": [],
@@ -41,6 +41,7 @@ def manifest() -> dict[str, Any]:
             "manifest": "/ojs/manifest",
             "health": "/ojs/v1/health",
             "jobs": "/ojs/v1/jobs",
+            "workflows": "/ojs/v1/workflows",
             "events": "/ojs/v1/events",
         },
     }

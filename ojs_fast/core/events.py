@@ -4,6 +4,8 @@ import base64
 import binascii
 from typing import Any
 
+import orjson
+
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
 from ojs_fast.errors import InvalidRequest
@@ -34,6 +36,21 @@ class Events:
                 f'"attempt":{record.attempt},"timestamp":"{time}"{extra}}}}}'
             ).encode(),
         )
+
+    def announce(self, event_type: str, subject: str, data: dict[str, Any]) -> None:
+        """Announce something that is no change of a job."""
+        now_ms = self._clock()
+        time = _core.format_rfc3339_ms(now_ms)
+        event = {
+            "specversion": "1.0",
+            "id": f"evt_{self._ids.next(now_ms)}",
+            "type": event_type,
+            "source": self._source,
+            "time": time,
+            "subject": subject,
+            "data": {**data, "timestamp": time},
+        }
+        self._log.append(event_type, orjson.dumps(event))
 
     async def read(
         self, *, after: str, types: list[str], queues: list[str], job_types: list[str], limit: int

@@ -45,7 +45,13 @@ class Retention:
         self._settings = settings
 
     def ttl_s(self, record: _core.Record) -> int:
-        """The TTL to write a record with."""
+        """The TTL to write a record with; a workflow's job stays until its workflow has ended."""
+        if record.extra is not None and "wf" in record.extra:
+            return 0
+        return self.own_ttl_s(record)
+
+    def own_ttl_s(self, record: _core.Record) -> int:
+        """The TTL that the record's state calls for."""
         if record.state == "completed":
             return self._settings.retention_completed_s
         if record.state == "cancelled":

@@ -1,7 +1,7 @@
-"""Every official case of levels 0 and 1 must pass against a real server.
+"""Every official case of levels 0, 1 and 3 must pass against a real server.
 
 The cases are looked for beside the repository; OJS_CONFORMANCE_DIR names another directory that holds
-`level-0-core` and `level-1-reliable`.
+`level-0-core`, `level-1-reliable` and `level-3-workflows`.
 """
 
 import os
@@ -16,7 +16,7 @@ from .runner import Runner, Verdict, connect
 
 DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "suites"
 SUITES = Path(os.environ.get("OJS_CONFORMANCE_DIR") or DEFAULT)
-LEVELS = ("level-0-core", "level-1-reliable")
+LEVELS = ("level-0-core", "level-1-reliable", "level-3-workflows")
 
 pytestmark = pytest.mark.conformance
 
