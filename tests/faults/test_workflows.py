@@ -1,0 +1,198 @@
+"""kill -9 of servers at random while many workflows run: every one ends as it must, each step once.
+
+OJS_WORKFLOWS sets how many chains, groups and batches there are of each, OJS_WORKFLOW_KILLS how many kills;
+OJS_KILL_SEED repeats a run. The short form has smaller workflows.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import sys
+import time
+from collections import Counter, defaultdict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import pytest
+
+from tests.support.api import unique_queue
+from tests.support.load import Broken, Http, connections
+from tests.support.nats import Nats
+from tests.support.server import Server
+
+OF_EACH = int(os.environ.get("OJS_WORKFLOWS", "8"))
+KILLS = int(os.environ.get("OJS_WORKFLOW_KILLS", "2"))
+SEED = int(os.environ.get("OJS_KILL_SEED") or random.SystemRandom().randrange(10**6))
+IS_LONG = OF_EACH > 100
+CHAIN, GROUP, BATCH = (10, 50, 20) if IS_LONG else (5, 8, 6)
+WORKERS = 12
+DRAINED_S = 900 if IS_LONG else 60
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(DRAINED_S + 120 + 10 * KILLS)]
+
+Body = dict[str, Any]
+
+
+def job(queue: str, place: str, *, fails: bool = False) -> Body:
+    """A job that says where in its workflow it stands and how it ends."""
+    options = {"queue": queue, "retry": {"max_attempts": 5, "initial_interval": "PT0.05S"}}
+    return {"type": "wf.job", "args": [place, fails], "options": options}
+
+
+def requests(queue: str) -> list[tuple[Body, str]]:
+    """`(request, state it must end in)` of all workflows; every fifth has a job that fails for good."""
+    made: list[tuple[Body, str]] = []
+    for number in range(OF_EACH):
+        fails = number % 5 == 4
+        steps = [job(queue, f"s{i}", fails=fails and i == CHAIN // 2) for i in range(CHAIN)]
+        jobs = [job(queue, f"j{i}", fails=fails and i == number % GROUP) for i in range(GROUP)]
+        members = [job(queue, f"j{i}", fails=fails and i == number % BATCH) for i in range(BATCH)]
+        callbacks = {name: job(queue, name) for name in ("on_complete", "on_success", "on_failure")}
+        ends = "failed" if fails else "completed"
+        made.append(({"type": "chain", "name": f"chain {ends}", "steps": steps}, ends))
+        made.append(({"type": "group", "name": f"group {ends}", "jobs": jobs}, ends))
+        batch = {"type": "batch", "name": f"batch {ends}", "jobs": members, "callbacks": callbacks}
+        made.append((batch, "completed"))
+    return made
+
+
+@dataclass
+class Seen:
+    """What the workers saw: the jobs of each place of each workflow, and what was acknowledged to them."""
+
+    jobs: dict[tuple[str, str], set[str]] = field(default_factory=lambda: defaultdict(set))
+    settled: Counter[str] = field(default_factory=Counter)
+    states: dict[str, str] = field(default_factory=dict)
+
+    async def work(self, http: Http, queue: str, until: Callable[[], bool]) -> None:
+        """Fetch and settle until told to stop, over any number of broken requests."""
+        while not until():
+            try:
+                jobs = await http.fetch(queue, 5, visibility_timeout_ms=2000)
+            except Broken:
+                jobs = []
+            for one in jobs:
+                place, fails = one["args"]
+                self.jobs[one["workflow_id"], place].add(one["id"])
+                with contextlib.suppress(Broken):
+                    await self._settle(http, one["id"], fails=fails)
+            if not jobs:
+                await asyncio.sleep(0.02)
+
+    async def _settle(self, http: Http, job_id: str, *, fails: bool) -> None:
+        body: Body = {"job_id": job_id, "worker_id": http.worker_id}
+        if fails:
+            body["error"] = {"code": "handler_error", "message": "as planned", "retryable": False}
+        else:
+            body["result"] = {"of": job_id}
+        status, _ = await http.call("POST", "/workers/nack" if fails else "/workers/ack", body)
+        if status == 200:
+            self.settled[job_id] += 1
+
+    async def create(self, https: list[Http], wanted: list[tuple[Body, str]], chance: random.Random) -> None:
+        """Create workflows one after the other; those whose outcome stays unknown must end well too, if they exist."""
+        for request, state in wanted:
+            http = chance.choice(https)
+            try:
+                status, body = await http.call("POST", "/workflows", request)
+            except Broken:
+                continue
+            if status == 201:
+                self.states[body["workflow"]["id"]] = state
+            else:
+                assert status == 503, body
+
+
+async def listed(http: Http) -> dict[str, Body]:
+    """All workflows by id."""
+    found: dict[str, Body] = {}
+    cursor = ""
+    while True:
+        status, body = await http.call("GET", f"/workflows?limit=200&cursor={cursor}")
+        assert status == 200, body
+        found |= {one["id"]: one for one in body["workflows"]}
+        cursor = body["pagination"].get("next_cursor", "")
+        if not cursor:
+            return found
+
+
+async def all_ended(http: Http) -> dict[str, Body]:
+    """Wait until no workflow runs any more; all of them by id."""
+    end = time.monotonic() + DRAINED_S
+    while True:
+        with contextlib.suppress(Broken):
+            status, body = await http.call("GET", "/workflows?state=running&limit=1")
+            if status == 200 and not body["workflows"]:
+                return await listed(http)
+        if time.monotonic() > end:
+            _, body = await http.call("GET", "/workflows?state=running&limit=5")
+            pytest.fail(f"stuck (OJS_KILL_SEED={SEED}): {body}")
+        await asyncio.sleep(0.2)
+
+
+async def check(http: Http, workflow: Body, seen: Seen) -> None:
+    """Each place of the workflow had one job, which ended once and as planned."""
+    status, body = await http.call("GET", f"/workflows/{workflow['id']}?steps_limit=10000")
+    assert status == 200, body
+    whole = body["workflow"]
+    ends = whole["name"].split()[1]
+    expected = "completed" if whole["type"] == "batch" else ends
+    assert whole["state"] == expected == seen.states.get(whole["id"], expected), whole
+    for step in whole["steps"]:
+        place = f"{'s' if whole['type'] == 'chain' else 'j'}{step['index']}"
+        met = seen.jobs.pop((whole["id"], place), set())
+        if step["state"] == "cancelled":
+            assert whole["type"] == "chain"
+            assert ends == "failed"
+            assert (step["job_id"], met) == (None, set()), "a step ran behind a failed one"
+            continue
+        assert met == {step["job_id"]}, f"{place} ran as {met}"
+    for name, callback in whole.get("callbacks", {}).items():
+        met = seen.jobs.pop((whole["id"], name), set())
+        is_due = name == "on_complete" or name == ("on_failure" if ends == "failed" else "on_success")
+        assert callback["state"] == ("completed" if is_due else "skipped"), callback
+        assert met == ({callback["job_id"]} if is_due else set()), f"{name} was enqueued as {met}"
+
+
+async def test_workflows_survive_kills_among_two_servers(fresh_server: Callable[..., Server]) -> None:
+    """Two servers on one NATS die in turn at random: no workflow is stuck, no step or callback runs as two jobs."""
+    sys.stdout.write(f"OJS_KILL_SEED={SEED}\n")
+    chance = random.Random(SEED)
+    queue, seen, stopped = unique_queue(), Seen(), False
+    with Nats() as nats:
+        pair = [await asyncio.to_thread(fresh_server, nats_url=nats.url) for _ in range(2)]
+        async with contextlib.AsyncExitStack() as stack:
+            https = [
+                (await stack.enter_async_context(connections(pair[number % 2].url, 1, timeout_s=20)))[0]
+                for number in range(WORKERS + 4)
+            ]
+            wanted = requests(queue)
+            chance.shuffle(wanted)
+            creators = [
+                asyncio.create_task(seen.create([https[number]], wanted[number::4], chance)) for number in range(4)
+            ]
+            workers = [asyncio.create_task(seen.work(http, queue, lambda: stopped)) for http in https[4:]]
+            try:
+                for _ in range(KILLS):
+                    await asyncio.sleep(chance.uniform(0.05, 1.5))
+                    victim = chance.choice(pair)
+                    await asyncio.to_thread(victim.kill)
+                    await asyncio.to_thread(victim.start)
+                await asyncio.gather(*creators)
+                await https[0].close()
+                found = await all_ended(https[0])
+            finally:
+                stopped = True
+                await asyncio.gather(*workers)
+            assert set(seen.states) <= set(found), "an acknowledged workflow is gone"
+            assert [id_ for id_, times in seen.settled.items() if times > 1] == []
+            for workflow in found.values():
+                await check(https[0], workflow, seen)
+            assert seen.jobs == {}, "jobs of workflows that nobody knows"
+            sys.stdout.write(f"{len(found)} workflows, {len(seen.settled)} jobs, {KILLS} kills\n")
+        for server in pair:
+            await asyncio.to_thread(server.stop)
