@@ -170,7 +170,7 @@ class Driver:
             await self._members.keep_jobs([mark.job_id for mark in work.marks.values() if mark.job_id], 1)
             return
         if run.header.resetting:
-            await self.reopen(run)
+            await self._reopen(run)
         existing: set[int] = set()
         if work.look:
             found, existing = await self._look(run)
@@ -277,7 +277,7 @@ class Driver:
         """A workflow that has ended: its last jobs, and what a crash may have left undone."""
         if run.header.state == "cancelled":
             if work.look:
-                await self.sweep(run)
+                await self._sweep(run)
             await self._cancel_jobs(sorted(work.waiting))
         await self._store.read_segments(run)
         if run.is_over:
@@ -299,22 +299,22 @@ class Driver:
             if not await self._store.still_open([header.id]):
                 await self._members.keep_jobs(late or [], self._retention_s)
                 return
-            await self.keep(run, self._retention_s)
+            await self._keep(run, self._retention_s)
         self._store.mark_done(header.id)
 
-    async def keep(self, run: Run, ttl_s: int) -> None:
+    async def _keep(self, run: Run, ttl_s: int) -> None:
         """Let a whole workflow leave the store in `ttl_s` seconds, 0 = never. Raises OJSError, Unavailable."""
 
         async def keep_nested(workflow_id: str, ttl_s: int) -> None:
             inner = await self._store.find(workflow_id)
             if inner is not None:
-                await self.keep(inner, ttl_s)
+                await self._keep(inner, ttl_s)
 
         if run.header.generation:
             await self._store.read_segments(run, range(run.header.segments + 1))
         await self._members.keep(run, ttl_s, keep_nested)
         if not await self._store.keep(run, ttl_s) and ttl_s:
-            await self.keep(run, 0)  # somebody retried it meanwhile
+            await self._keep(run, 0)  # somebody retried it meanwhile
 
     # -- look ------------------------------------------------------------------------------------
 
@@ -343,7 +343,7 @@ class Driver:
 
     # -- cancel ----------------------------------------------------------------------------------
 
-    async def sweep(self, run: Run) -> None:
+    async def _sweep(self, run: Run) -> None:
         """End what a cancelled workflow has open, but let active jobs finish. Raises OJSError, Unavailable."""
         marks, _ = await self._look(run)
         await self._mark(run, marks)
@@ -375,8 +375,8 @@ class Driver:
         if not await self._store.update(run, partial(_end, "cancelled", self._clock())):
             return False
         self._announce("workflow.cancelled", run.header)
-        await self.sweep(run)
-        await self._after_end(run, _Work())
+        await self._sweep(run)
+        self._ask(run.header.id, _Work())
         return True
 
     async def _cancel_jobs(self, ids: list[str]) -> None:
@@ -408,13 +408,11 @@ class Driver:
         await self._store.mark_open(run.header.id)
         if not await self._store.update(run, partial(_restart, allowed, parent)):
             return False
-        await self.reopen(run)
-        await self._store.mark_open(run.header.id)  # who wrapped it up may have been slower than this retry
         self._announce("workflow.started", run.header)
         self.look(run.header.id)
         return True
 
-    async def reopen(self, run: Run) -> None:
+    async def _reopen(self, run: Run) -> None:
         """Open what did not complete in earlier generations. Raises OJSError, Unavailable."""
         header = run.header
         numbers = range(header.segments + (1 if header.callbacks else 0))
@@ -428,9 +426,10 @@ class Driver:
         ]
         await self._members.keep_jobs(left_behind, self._retention_s)
         for number in numbers:
-            await self._store.change(run, number, partial(_reopen, header.generation))
+            await self._store.change(run, number, partial(_open_again, header.generation))
         if header.parent is None and self._retention_s:
-            await self.keep(run, 0)
+            await self._keep(run, 0)
+        await self._store.mark_open(header.id)  # who wrapped it up may have been slower than this retry
         await self._store.update(run, partial(_reset_done, header.generation))
 
     # -- events ----------------------------------------------------------------------------------
@@ -482,7 +481,7 @@ def _restart(allowed: tuple[str, ...], parent: list[object] | None, header: Head
     return True
 
 
-def _reopen(generation: int, segment: Segment) -> bool:
+def _open_again(generation: int, segment: Segment) -> bool:
     return segment.reopen(generation)
 
 

@@ -11,10 +11,11 @@ from collections.abc import Iterable
 
 from ojs_fast import _core
 from ojs_fast.core.stores import Stores
-from ojs_fast.core.workflows.model import CHAIN, Header, job_id, nested_id
+from ojs_fast.core.workflows.model import CHAIN, GRAPH, Header, job_id, nested_id
 from ojs_fast.core.workflows.store import Run, WorkflowStore
 
 MAX_BYTES = 256 * 1024
+HISTORY_BYTES = 64 * 1024  # of a chain's steps before the last one, which every later record carries along
 REFERENCE_BYTES = 160
 NULL = b"null"
 READ_AT_ONCE = 500
@@ -28,12 +29,15 @@ class Budget:
         self._is_last = True
 
     def take(self, result: bytes, id_: str) -> bytes:
-        """The result, or null when it is too large; for the very last a reference instead (section 7.5)."""
+        """The result, or null when it is too large; for the very last a reference instead (section 7.5).
+
+        `id_` is of the job to refer to, "" when null will do.
+        """
         is_last, self._is_last = self._is_last, False
         if len(result) <= self._left:
             self._left -= len(result)
             return result
-        if is_last and self._left >= REFERENCE_BYTES:
+        if is_last and id_ and self._left >= REFERENCE_BYTES:
             self._left -= REFERENCE_BYTES
             return b'{"result_ref":"/ojs/v1/jobs/%s","result_size_bytes":%d}' % (id_.encode(), len(result))
         return NULL
@@ -59,7 +63,7 @@ class Results:
             indexes: Iterable[int] = range(header.count)
         elif header.type == CHAIN and index:
             return await self._history(run, index, limit_bytes)
-        elif header.has_edges and index and (needed := (await self._store.graph(header)).depends_on[index]):
+        elif header.type == GRAPH and (needed := (await self._store.graph(header)).depends_on[index]):
             indexes = needed
         elif header.parent is not None:
             outer = await self._store.load(header.parent[0])
@@ -80,11 +84,12 @@ class Results:
         else:
             found = await self._stores.records.get(id_)
             told = _parent_results(_core.Record.parse(found[0]).body) if found else [NULL] * (index - 1)
-        budget = Budget(index, limit_bytes)
-        return [budget.take(result, id_) for result in reversed([*told, *own])][::-1]
+        budget = Budget(len(told), min(limit_bytes - len(own[0]), HISTORY_BYTES))
+        return [budget.take(result, "") for result in reversed(told)][::-1] + own
 
     async def _of(self, run: Run, indexes: list[int], limit_bytes: int) -> list[bytes]:
         """Results of these members, null for those that did not complete. Raises NotFound, Unavailable."""
+        await self._segments_for(run)
         budget = Budget(len(indexes), limit_bytes)
         results: list[bytes] = []
         for start in range(len(indexes), 0, -READ_AT_ONCE):
