@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 
 AGAIN_S = 0.1
 CANCELS_AT_ONCE = 100
+# A definition without header that is older than this will never get one.
+CREATION_MS = 600_000
 WORKFLOW_OUTCOMES = {"completed": COMPLETED, "failed": FAILED, "cancelled": CANCELLED}
 
 
@@ -166,8 +168,7 @@ class Driver:
     async def _turn(self, workflow_id: str, work: _Work) -> None:
         run = await self._store.find(workflow_id)
         if run is None:
-            # The workflow's time is over: its last jobs need not stay for it.
-            await self._members.keep_jobs([mark.job_id for mark in work.marks.values() if mark.job_id], 1)
+            await self._without_header(workflow_id, work)
             return
         if run.header.resetting:
             await self._reopen(run)
@@ -183,6 +184,12 @@ class Driver:
                 await self._conclude(run)
         else:
             await self._after_end(run, work)
+
+    async def _without_header(self, workflow_id: str, work: _Work) -> None:
+        # The workflow's time is over, and its last jobs need not stay for it; or its creation was never finished.
+        await self._members.keep_jobs([mark.job_id for mark in work.marks.values() if mark.job_id], 1)
+        if work.look and _core.uuid7_ms(workflow_id) + CREATION_MS < self._clock():
+            await self._store.erase(workflow_id)
 
     async def _mark(self, run: Run, marks: dict[int, Mark]) -> set[int]:
         """Note outcomes, one compare-and-set per segment; the segments they are in."""
