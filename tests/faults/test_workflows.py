@@ -1,4 +1,4 @@
-"""kill -9 of servers at random while many workflows run: every one ends as it must, each step once.
+"""Many workflows while servers and NATS are killed at random: every one ends as it must, each step once.
 
 OJS_WORKFLOWS sets how many chains, groups and batches there are of each, OJS_WORKFLOW_KILLS how many kills;
 OJS_KILL_SEED repeats a run. The short form has smaller workflows.
@@ -30,6 +30,7 @@ SEED = int(os.environ.get("OJS_KILL_SEED") or random.SystemRandom().randrange(10
 IS_LONG = OF_EACH > 100
 CHAIN, GROUP, BATCH = (10, 50, 20) if IS_LONG else (5, 8, 6)
 WORKERS = 12
+ACKS, ROUNDS = 20, 5
 DRAINED_S = 900 if IS_LONG else 60
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(DRAINED_S + 120 + 10 * KILLS)]
@@ -160,7 +161,7 @@ async def check(http: Http, workflow: Body, seen: Seen) -> None:
 
 
 async def test_workflows_survive_kills_among_two_servers(fresh_server: Callable[..., Server]) -> None:
-    """Two servers on one NATS die in turn at random: no workflow is stuck, no step or callback runs as two jobs."""
+    """Now one of two servers dies, now the other, now NATS: no workflow is stuck, no step or callback has two jobs."""
     sys.stdout.write(f"OJS_KILL_SEED={SEED}\n")
     chance = random.Random(SEED)
     queue, seen, stopped = unique_queue(), Seen(), False
@@ -180,7 +181,10 @@ async def test_workflows_survive_kills_among_two_servers(fresh_server: Callable[
             try:
                 for _ in range(KILLS):
                     await asyncio.sleep(chance.uniform(0.05, 1.5))
-                    victim = chance.choice(pair)
+                    victim = chance.choice([*pair, *pair, None])
+                    if victim is None:
+                        await asyncio.to_thread(nats.kill)
+                        continue
                     await asyncio.to_thread(victim.kill)
                     await asyncio.to_thread(victim.start)
                 await asyncio.gather(*creators)
@@ -195,5 +199,39 @@ async def test_workflows_survive_kills_among_two_servers(fresh_server: Callable[
                 await check(https[0], workflow, seen)
             assert seen.jobs == {}, "jobs of workflows that nobody knows"
             sys.stdout.write(f"{len(found)} workflows, {len(seen.settled)} jobs, {KILLS} kills\n")
+        for server in pair:
+            await asyncio.to_thread(server.stop)
+
+
+async def test_concurrent_acks_of_a_whole_group_on_two_servers_end_it(fresh_server: Callable[..., Server]) -> None:
+    """All at once, in several rounds, each job acknowledged at the other server than it was fetched from."""
+    with Nats() as nats:
+        pair = [await asyncio.to_thread(fresh_server, nats_url=nats.url) for _ in range(2)]
+        async with connections(pair[0].url, ACKS) as left, connections(pair[1].url, ACKS) as right:
+            for round_ in range(ROUNDS):
+                queue = unique_queue()
+                request = {"type": "batch", "jobs": [job(queue, f"j{i}") for i in range(2 * ACKS)]}
+                callbacks = {"on_complete": job(queue, "all"), "on_success": job(queue, "good")}
+                status, body = await left[0].call("POST", "/workflows", request | {"callbacks": callbacks})
+                assert status == 201, body
+                jobs = [*await left[0].fetch(queue, ACKS), *await right[0].fetch(queue, ACKS)]
+                assert len(jobs) == 2 * ACKS
+                https = [*right, *left]
+                for http in https:
+                    http.worker_id = jobs[0]["worker_id"] if http in right else jobs[-1]["worker_id"]
+                acks = [http.ack(one["id"]) for http, one in zip(https, jobs, strict=True)]
+                assert set(await asyncio.gather(*acks)) == {200}
+                called: list[Body] = []
+                end = time.monotonic() + 10
+                while len(called) < 2:
+                    assert time.monotonic() < end, f"round {round_}: the callbacks do not come"
+                    called += await right[0].fetch(queue, 5)
+                assert sorted(one["args"][0] for one in called) == ["all", "good"]
+                assert [len(one["parent_results"]) for one in called] == [2 * ACKS] * 2
+                for one in called:
+                    assert await right[0].ack(one["id"]) == 200
+                status, body = await right[0].call("GET", f"/workflows/{body['id']}")
+                assert (body["state"], body["jobs_completed"]) == ("completed", 2 * ACKS)
+                assert await left[0].fetch(queue, 5) == []
         for server in pair:
             await asyncio.to_thread(server.stop)
