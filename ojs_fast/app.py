@@ -31,6 +31,7 @@ from ojs_fast.api.rate_limits import RateLimitHandlers
 from ojs_fast.api.routes import Handler, Route, routes
 from ojs_fast.api.system import SystemHandlers
 from ojs_fast.api.workers import WorkerHandlers
+from ojs_fast.api.workflows import WorkflowHandlers
 from ojs_fast.config import Settings
 from ojs_fast.core.health import Health
 from ojs_fast.errors import MethodNotAllowed, NotFound
@@ -134,6 +135,7 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
         CronHandlers(node.cron),
         RateLimitHandlers(node.limit_admin),
         SystemHandlers(Health(node.connection), node.events, node.workers, node.resetter),
+        WorkflowHandlers(node.workflows),
         with_reset=settings.enable_reset,
     )
     return OjsApplication(node, Gate(settings), table, servers)

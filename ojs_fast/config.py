@@ -218,6 +218,10 @@ TABLE: tuple[Setting, ...] = (
         "how long dead letters are kept",
     ),
     Setting(
+        "OJS_RETENTION_WORKFLOWS", "retention_workflows_s", _duration_s, "P7D", _DURATION_ALLOWED,
+        "how long finished workflows and their jobs are kept",
+    ),
+    Setting(
         "OJS_EVENTS_MAX_AGE", "events_max_age_s", _duration_s, "P1D", _DURATION_ALLOWED,
         "how long events can be read back",
     ),
@@ -270,6 +274,7 @@ class Settings:
     retention_cancelled_s: int
     retention_discarded_s: int
     retention_dead_letter_s: int
+    retention_workflows_s: int
     events_max_age_s: int
     events_max_bytes: int
     shutdown_timeout_ms: int

@@ -28,6 +28,12 @@ class InvalidRequest(OJSError):
     code = "invalid_request"
 
 
+class InvalidWorkflow(OJSError):
+    """The shape of a workflow breaks a rule."""
+
+    code = "invalid_workflow"
+
+
 class ValidationFailed(OJSError):
     """The retry policy breaks a rule (422)."""
 

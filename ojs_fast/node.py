@@ -38,6 +38,13 @@ from ojs_fast.core.stats import ASK, Stats
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Tallies
 from ojs_fast.core.workers import Workers
+from ojs_fast.core.workflows.audit import Auditor
+from ojs_fast.core.workflows.creator import Creator
+from ojs_fast.core.workflows.driver import Driver
+from ojs_fast.core.workflows.members import Members
+from ojs_fast.core.workflows.service import Workflows
+from ojs_fast.core.workflows.store import WorkflowStore
+from ojs_fast.core.workflows.view import View
 from ojs_fast.storage import names, topology
 from ojs_fast.storage.batches import BatchWriter
 from ojs_fast.storage.buckets import Outbox
@@ -143,6 +150,7 @@ class Node:
             self.node_id,
             clock,
         )
+        self._make_workflows(settings)
         self.queue_admin = QueueAdmin(
             self.stores, self.queues, self.jobs, self.stats, counts, self.tallies, self.events, clock
         )
@@ -157,6 +165,26 @@ class Node:
         self.resetter = Resetter(self.stores, self.leases, self.tallies, self._forget)
         self._task: asyncio.Task[None] | None = None
         self._answers: set[asyncio.Task[None]] = set()
+
+    def _make_workflows(self, settings: Settings) -> None:
+        self.workflow_store = store = WorkflowStore(self.stores)
+        members = Members(
+            self.stores, settings, self.queues, self.events, self.propagator, store, self.node_id, self.clock
+        )
+        creator = Creator(self.stores, settings, store, self.clock)
+        self.driver = Driver(
+            self.stores,
+            self.jobs,
+            self.events,
+            self.propagator,
+            store,
+            members,
+            creator,
+            settings.retention_workflows_s,
+            self.clock,
+        )
+        self.auditor = Auditor(store, self.driver, self.clock)
+        self.workflows = Workflows(store, creator, self.driver, View(store, members), self.clock)
 
     async def open(self, servers: list[str]) -> None:
         """Connect, create or adopt the streams, start every loop. Raises Unavailable, TopologyError."""
@@ -188,6 +216,7 @@ class Node:
             await asyncio.gather(self._task, return_exceptions=True)
         await self._deposed()
         await self.cron.close()
+        await self.driver.close()
         await self.workers.close()
         await self.limit_upkeep.close()
         await self.limits.close()
@@ -206,8 +235,10 @@ class Node:
     async def _elected(self) -> None:
         await self.promoter.start()
         await self.cron.start()
+        await self.auditor.start()
 
     async def _deposed(self) -> None:
+        await self.auditor.stop()
         await self.cron.stop()
         await self.promoter.stop()
 
@@ -216,8 +247,8 @@ class Node:
             try:
                 await self.reconciler.after_cut()
                 await self.reconciler.after_deaths()
-                if self.leases.is_leader:
-                    await self.reconciler.run()
+                if self.leases.is_leader and await self.reconciler.run():
+                    self.auditor.node_died()
             except Unavailable as error:
                 log.info("reconcile is tried again: %s", error)
             except Exception:
@@ -264,6 +295,9 @@ class Node:
         self.workers.forget()
         self.promoter.forget()
         self.cron.forget()
+        self.driver.forget()
+        self.auditor.forget()
+        self.workflow_store.forget()
         self.work.forget()
         self.limits.forget()
 

@@ -11,6 +11,7 @@ from ojs_fast.api.queues import QueueHandlers
 from ojs_fast.api.rate_limits import RateLimitHandlers
 from ojs_fast.api.system import SystemHandlers
 from ojs_fast.api.workers import WorkerHandlers
+from ojs_fast.api.workflows import WorkflowHandlers
 
 Handler = Callable[[Request], Awaitable[Reply]]
 V1 = "/ojs/v1"
@@ -34,6 +35,7 @@ def routes(
     cron: CronHandlers,
     rate_limits: RateLimitHandlers,
     system: SystemHandlers,
+    workflows: WorkflowHandlers,
     *,
     with_reset: bool,
 ) -> list[Route]:
@@ -90,6 +92,12 @@ def routes(
         Route("POST", V1 + "/admin/queues/{name}/resume", queues.resume),
         Route("PUT", V1 + "/admin/queues/{name}/rate-limit", rate_limits.put_queue),
         Route("DELETE", V1 + "/admin/queues/{name}/rate-limit", rate_limits.delete_queue),
+        Route("POST", V1 + "/workflows", workflows.create),
+        Route("GET", V1 + "/workflows", workflows.list),
+        Route("GET", V1 + "/workflows/{id}", workflows.get),
+        Route("DELETE", V1 + "/workflows/{id}", workflows.cancel),
+        Route("POST", V1 + "/workflows/{id}/cancel", workflows.cancel),
+        Route("POST", V1 + "/workflows/{id}/retry", workflows.retry),
         Route("GET", V1 + "/events", system.read_events),
         Route("GET", V1 + "/admin/workers", system.list_workers),
         Route("POST", V1 + "/admin/workers/{id}/quiet", system.direct("quiet")),

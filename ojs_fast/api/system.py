@@ -32,7 +32,7 @@ def manifest() -> dict[str, Any]:
             "rate_limiting": True,
             "schema_validation": False,
             "unique_jobs": False,
-            "workflows": False,
+            "workflows": True,
             "pause_resume": True,
             "queue_stats": True,
             "queue_config": True,
@@ -48,6 +48,7 @@ def manifest() -> dict[str, Any]:
             "manifest": "/ojs/manifest",
             "health": "/ojs/v1/health",
             "jobs": "/ojs/v1/jobs",
+            "workflows": "/ojs/v1/workflows",
             "events": "/ojs/v1/events",
         },
     }

@@ -51,7 +51,13 @@ class Retention:
         self._rules = queues.rules
 
     def ttl_s(self, record: _core.Record) -> int:
-        """The TTL to write a record with: the job's own `result_ttl`, else its state's setting.
+        """The TTL to write a record with; a workflow's job stays until its workflow has ended."""
+        if record.extra is not None and "wf" in record.extra:
+            return 0
+        return self.own_ttl_s(record)
+
+    def own_ttl_s(self, record: _core.Record) -> int:
+        """The TTL that the record calls for: its own `result_ttl`, else its queue's or its state's setting.
 
         A dead letter stays for as long as dead letters do, so that it can be retried.
         """

@@ -492,7 +492,13 @@ def test_waiting_and_starting_again_are_told(api: Api) -> None:
 
     exceeded, released = poll(lambda: told() if len(told()) > 1 else [], what="both are told")
     assert exceeded["type"] == "rate_limit.exceeded"
-    assert exceeded["data"].items() >= {"key": key, "strategy": "concurrency", "limit": 1, "current": 1, "job_id": second}
+    assert exceeded["data"].items() >= {
+        "key": key,
+        "strategy": "concurrency",
+        "limit": 1,
+        "current": 1,
+        "job_id": second,
+    }
     assert (released["type"], released["data"]) == (
         "rate_limit.released",
         {"key": key, "strategy": "concurrency", "job_id": second},

@@ -21,7 +21,14 @@ from .runner import Runner, Verdict, connect
 
 DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "suites"
 SUITES = Path(os.environ.get("OJS_CONFORMANCE_DIR") or DEFAULT)
-LEVELS = ("level-0-core", "level-1-reliable", "level-2-scheduled", "level-4-advanced/rate-limit")
+LEVELS = (
+    "level-0-core",
+    "level-1-reliable",
+    "level-2-scheduled",
+    "level-3-workflows",
+    "level-4-advanced/queue-ops",
+    "level-4-advanced/rate-limit",
+)
 LONG_MS = 20_000
 
 pytestmark = pytest.mark.conformance
