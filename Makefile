@@ -6,7 +6,8 @@ BIN    := $(VENV)/bin
 
 # make conformance: the directories of cases to run, and the server to run them against (unset: one of its own).
 SUITES_DIR ?= ../shared/conformance/suites
-SUITES     ?= $(SUITES_DIR)/level-0-core $(SUITES_DIR)/level-1-reliable $(SUITES_DIR)/level-3-workflows
+SUITES     ?= $(SUITES_DIR)/level-0-core $(SUITES_DIR)/level-1-reliable $(SUITES_DIR)/level-2-scheduled \
+              $(SUITES_DIR)/level-3-workflows
 OJS_URL    ?=
 
 INSTALLED := $(VENV)/.installed

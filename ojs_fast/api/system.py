@@ -10,7 +10,7 @@ from ojs_fast.core.health import Health
 from ojs_fast.core.reset import Resetter
 from ojs_fast.core.workers import Workers
 
-CONFORMANCE_LEVEL = 2
+CONFORMANCE_LEVEL = 3
 
 
 def manifest() -> dict[str, Any]:
