@@ -144,8 +144,8 @@ async def test_concurrency_holds_over_three_servers(trio: list[Server]) -> None:
         assert await permits(https[0], key) == 0
 
 
-async def test_concurrency_holds_while_servers_are_killed(trio: list[Server]) -> None:
-    """Now one, now another dies by kill -9: never six jobs at once, every job ends, every permit comes back."""
+async def test_concurrency_holds_while_servers_are_killed(trio: list[Server], shared_nats: Nats) -> None:
+    """Now one, now another, now NATS dies by kill -9: never six jobs at once, all jobs end, all permits come back."""
     sys.stdout.write(f"OJS_KILL_SEED={SEED}\n")
     queue, chance = unique_queue(), random.Random(SEED)
     total = 2 * JOBS * KILLS
@@ -154,8 +154,11 @@ async def test_concurrency_holds_while_servers_are_killed(trio: list[Server]) ->
         for _ in range(2 * KILLS):
             await enqueue(observer, queue, JOBS, key=key, concurrency=LIMIT)
         working = [asyncio.create_task(crew.work(http, queue, chance, end)) for http in https]
-        for _ in range(KILLS):
+        for number in range(KILLS):
             await asyncio.sleep(chance.uniform(0.05, 0.4))
+            if number % 3 == 2:
+                await asyncio.to_thread(shared_nats.kill)
+                continue
             victim = trio[chance.randint(1, 2)]
             await asyncio.to_thread(victim.kill)
             await asyncio.to_thread(victim.start)
