@@ -1,4 +1,4 @@
-"""Every official case of levels 0 and 1 must pass against a real server.
+"""Every official case of levels 0 and 1, queue operations and backpressure must pass against a real server.
 
 The cases are looked for beside the repository; OJS_CONFORMANCE_DIR names another directory that holds
 `level-0-core` and `level-1-reliable`.
@@ -16,7 +16,7 @@ from .runner import Runner, Verdict, connect
 
 DEFAULT = Path(__file__).resolve().parents[3] / "shared" / "conformance" / "suites"
 SUITES = Path(os.environ.get("OJS_CONFORMANCE_DIR") or DEFAULT)
-LEVELS = ("level-0-core", "level-1-reliable")
+LEVELS = ("level-0-core", "level-1-reliable", "level-4-advanced/queue-ops", "ext-backpressure")
 
 pytestmark = pytest.mark.conformance
 
