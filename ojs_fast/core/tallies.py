@@ -124,7 +124,7 @@ class Tallies:
         """
         if record.state in _core.TERMINAL_STATES:
             state = record.state
-        elif before in _core.TERMINAL_STATES:
+        elif before in _core.TERMINAL_STATES and record.extra and MARKS in record.extra:
             state = "-" + before
         else:
             return None

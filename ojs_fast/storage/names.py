@@ -121,7 +121,8 @@ def retry_key(queue: str, job_id: str, attempt: int) -> str:
 
 def indexed_job(key: str) -> str:
     """The job id in a key of `ojs-scheduled`, `ojs-retry` or `ojs-expiry`."""
-    return key.split(".", 2)[1]
+    first, _, rest = key.partition(".")
+    return rest.partition(".")[0] or first
 
 
 def counting_consumer(queue: str) -> str:

@@ -1052,6 +1052,11 @@ PATHS = {
     f"{V1}/dead-letter/{UNKNOWN_ID}": {"GET", "DELETE"},
     f"{V1}/dead-letter/{UNKNOWN_ID}/retry": {"POST"},
     f"{V1}/queues": {"GET", "POST"},
+    f"{V1}/queues/{UNKNOWN_ID}/stats": {"GET"},
+    f"{V1}/queues/{UNKNOWN_ID}/config": {"GET", "PUT", "PATCH"},
+    f"{V1}/queues/{UNKNOWN_ID}/purge": {"POST"},
+    f"{V1}/admin/queues": {"GET"},
+    f"{V1}/admin/queues/{UNKNOWN_ID}/jobs": {"DELETE"},
     f"{V1}/events": {"GET"},
     f"{V1}/admin/reset": {"POST"},
 }

@@ -28,6 +28,7 @@ LEVELS = (
     "level-3-workflows",
     "level-4-advanced/queue-ops",
     "level-4-advanced/rate-limit",
+    "ext-backpressure",
 )
 LONG_MS = 20_000
 

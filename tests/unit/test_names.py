@@ -102,3 +102,17 @@ def test_buckets_are_where_other_tools_look() -> None:
     assert bucket_subject(names.JOBS, ">") == "$KV.ojs-jobs.>"
     assert len(set(names.BUCKETS)) == len(names.BUCKETS)
     assert all(LEGAL.fullmatch(bucket) for bucket in names.BUCKETS)
+
+
+@given(st.from_regex(r"[a-z0-9][a-z0-9\-.]{0,40}", fullmatch=True), st.integers(0, 1000))
+def test_an_index_key_tells_its_job(queue: str, attempt: int) -> None:
+    """Both kinds of keys start with the queue, so that one queue's can be counted, and name the job."""
+    job_id = "01890000-0000-7000-8000-000000000000"
+    for key in (names.scheduled_key(queue, job_id), names.retry_key(queue, job_id, attempt)):
+        assert names.indexed_job(key) == job_id
+        assert key.startswith(names.encode_token(queue) + ".")
+
+
+def test_a_foreign_index_key_does_no_harm() -> None:
+    """What somebody else wrote into an index names no job that exists."""
+    assert names.indexed_job("foreign") == "foreign"
