@@ -195,7 +195,7 @@ class Driver:
             return
         if not (members_touched or work.look):
             return
-        await self._store.read_segments(run)
+        await self._store.refresh(run)
         graph = await self._store.graph(header)
         blocked = graph.blocked(run.outcomes) if FAILED in run.outcomes or CANCELLED in run.outcomes else []
         if blocked:
@@ -240,16 +240,15 @@ class Driver:
 
     async def _conclude(self, run: Run) -> None:
         """Fire callbacks or end the workflow if all members have an outcome. Raises OJSError, Unavailable."""
-        await self._store.read_segments(run)
+        await self._store.refresh(run)
         if not run.is_over:
             return
-        header = run.header
-        outcomes = run.outcomes
+        header, outcomes = run.header, run.outcomes
         fired: dict[str, str] = {}
         if header.callbacks:
             due = due_callbacks(header.callbacks, all_completed=outcomes.count(COMPLETED) == header.count)
-            await self._store.update(run, partial(_fire, due))
-            if run.header.state != "running":
+            await self._store.update(run, partial(_fire, due, header.generation))
+            if not run.header.runs(header.generation):
                 return
             await self._store.read_segments(run, [header.segments])
             places = {name: header.count + header.callbacks.index(name) for name in run.header.fired or ()}
@@ -259,9 +258,10 @@ class Driver:
                 await self.start(run, waiting)
                 return
         state = final_state(outcomes, fired)
-        if await self._store.update(run, partial(_end, state, self._clock())):
+        if await self._store.update(run, partial(_end, state, self._clock(), header.generation)):
             self._outcomes.announce(f"workflow.{state}", run.header)
-        await self._wrap_up(run)
+        if run.header.state != "running":  # else it was retried meanwhile
+            await self._wrap_up(run, [])
 
     async def _after_end(self, run: Run, work: _Work) -> None:
         """A workflow that has ended: its last jobs, and what a crash may have left undone."""
@@ -269,12 +269,12 @@ class Driver:
             if work.look:
                 await self._sweep(run)
             await self._cancel_jobs(sorted(work.waiting))
-        await self._store.read_segments(run)
+        await self._store.refresh(run)
         if run.is_over:
             ended_ms = run.header.ended_ms
             await self._wrap_up(run, [mark.job_id for mark in work.marks.values() if mark.ended_ms > ended_ms])
 
-    async def _wrap_up(self, run: Run, late: list[str] | None = None) -> None:
+    async def _wrap_up(self, run: Run, late: list[str]) -> None:
         """Tell the parent, let everything leave the store in time, and be done.
 
         `late` are jobs that ended after the workflow did.
@@ -285,8 +285,9 @@ class Driver:
             outcome = WORKFLOW_OUTCOMES[header.state]
             duration_ms = header.ended_ms - header.created_ms
             self._ask(outer, _Work(marks={index: Mark(generation, outcome, "", header.type, duration_ms)}))
+            await self._keeper.keep_late(late)
         else:
-            await self._keeper.wrap_up(run, late or [])
+            await self._keeper.wrap_up(run, late)
         self._store.mark_done(header.id)
 
     # -- cancel ----------------------------------------------------------------------------------
@@ -320,7 +321,7 @@ class Driver:
 
     async def cancel(self, run: Run) -> bool:
         """Running → cancelled; False when it had ended. Raises OJSError, Unavailable."""
-        if not await self._store.update(run, partial(_end, "cancelled", self._clock())):
+        if not await self._store.update(run, partial(_end, "cancelled", self._clock(), None)):
             return False
         self._outcomes.announce("workflow.cancelled", run.header)
         await self._sweep(run)
@@ -361,15 +362,15 @@ class Driver:
         return True
 
 
-def _fire(due: list[str], header: Header) -> bool:
-    if header.state != "running" or header.fired is not None:
+def _fire(due: list[str], generation: int, header: Header) -> bool:
+    if not header.runs(generation) or header.fired is not None:
         return False
     header.fired = due
     return True
 
 
-def _end(state: str, now_ms: int, header: Header) -> bool:
-    if header.state != "running":
+def _end(state: str, now_ms: int, generation: int | None, header: Header) -> bool:
+    if not header.runs(header.generation if generation is None else generation):
         return False
     header.state = state
     header.ended_ms = now_ms

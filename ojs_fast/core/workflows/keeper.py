@@ -26,7 +26,12 @@ class Keeper:
         if await self._store.still_open([run.header.id]):
             await self._keep(run, self._retention_s)
         else:
-            await self._members.keep_jobs(late, self._retention_s)
+            await self.keep_late(late)
+
+    async def keep_late(self, ids: list[str]) -> None:
+        """Let jobs leave in time that ended after their workflow was cancelled. Raises Unavailable."""
+        if ids:
+            await self._members.keep_jobs(ids, self._retention_s)
 
     async def _keep(self, run: Run, ttl_s: int) -> None:
         """Let a whole workflow leave the store in `ttl_s` seconds, 0 = never."""
