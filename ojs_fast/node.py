@@ -41,7 +41,9 @@ from ojs_fast.core.workers import Workers
 from ojs_fast.core.workflows.audit import Auditor
 from ojs_fast.core.workflows.creator import Creator
 from ojs_fast.core.workflows.driver import Driver
+from ojs_fast.core.workflows.keeper import Keeper
 from ojs_fast.core.workflows.members import Members
+from ojs_fast.core.workflows.outcomes import Outcomes
 from ojs_fast.core.workflows.service import Workflows
 from ojs_fast.core.workflows.store import WorkflowStore
 from ojs_fast.core.workflows.view import View
@@ -179,8 +181,9 @@ class Node:
             self.propagator,
             store,
             members,
+            Outcomes(store, members, self.events),
+            Keeper(store, members, settings.retention_workflows_s),
             creator,
-            settings.retention_workflows_s,
             self.clock,
         )
         self.auditor = Auditor(store, self.driver, self.clock)

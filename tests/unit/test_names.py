@@ -106,9 +106,13 @@ def test_buckets_are_where_other_tools_look() -> None:
 
 @given(st.from_regex(r"[a-z0-9][a-z0-9\-.]{0,40}", fullmatch=True), st.integers(0, 1000))
 def test_an_index_key_tells_its_job(queue: str, attempt: int) -> None:
-    """Both kinds of keys start with the queue, so that one queue's can be counted, and name the job."""
+    """All kinds of keys start with the queue, so that one queue's can be counted, and name the job."""
     job_id = "01890000-0000-7000-8000-000000000000"
-    for key in (names.scheduled_key(queue, job_id), names.retry_key(queue, job_id, attempt)):
+    for key in (
+        names.scheduled_key(queue, job_id, attempt),
+        names.retry_key(queue, job_id, attempt),
+        names.expiry_key(queue, job_id),
+    ):
         assert names.indexed_job(key) == job_id
         assert key.startswith(names.encode_token(queue) + ".")
 

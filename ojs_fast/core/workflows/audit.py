@@ -20,6 +20,7 @@ EVERY_S = 1.0
 FIRST_MS = 10_000
 LAST_MS = 3_600_000
 AT_ONCE = 50
+LOOK_S = 1.0
 
 
 class Auditor:
@@ -90,5 +91,5 @@ class Auditor:
             age_ms = now_ms - _core.uuid7_ms(workflow_id)
             self._due_ms[workflow_id] = now_ms + min(max(age_ms, FIRST_MS), LAST_MS)
             self._driver.look(workflow_id)
-        await asyncio.gather(*(self._driver.settled(workflow_id) for workflow_id in still_open))
+        await asyncio.gather(*(self._driver.settled(workflow_id, LOOK_S) for workflow_id in still_open))
         return len(due) == AT_ONCE

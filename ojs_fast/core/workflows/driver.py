@@ -20,6 +20,7 @@ from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.workflows.creator import Creator
 from ojs_fast.core.workflows.graph import due_callbacks, final_state
+from ojs_fast.core.workflows.keeper import Keeper
 from ojs_fast.core.workflows.members import Members
 from ojs_fast.core.workflows.model import (
     CANCELLED,
@@ -29,10 +30,9 @@ from ojs_fast.core.workflows.model import (
     OPEN,
     OUTCOMES,
     Header,
-    Segment,
-    job_id,
     nested_id,
 )
+from ojs_fast.core.workflows.outcomes import WORKFLOW_OUTCOMES, Mark, Outcomes
 from ojs_fast.core.workflows.store import Run, WorkflowStore
 from ojs_fast.errors import BackendUnavailable, Conflict, NotFound, OJSError
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
@@ -40,22 +40,11 @@ from ojs_fast.storage.errors import RevisionConflict, Unavailable
 log = logging.getLogger(__name__)
 
 AGAIN_S = 0.1
+CLOSE_S = 2
+SETTLED_S = 0.1
 CANCELS_AT_ONCE = 100
 # A definition without header that is older than this will never get one.
 CREATION_MS = 600_000
-WORKFLOW_OUTCOMES = {"completed": COMPLETED, "failed": FAILED, "cancelled": CANCELLED}
-
-
-@dataclass(slots=True, frozen=True)
-class Mark:
-    """How one member ended."""
-
-    generation: int
-    outcome: str
-    job_id: str = ""
-    type: str = ""
-    duration_ms: int = 0
-    ended_ms: int = 0
 
 
 @dataclass(slots=True)
@@ -68,10 +57,10 @@ class _Work:
     #: trust nothing but the records
     look: bool = False
 
-    def merge(self, other: "_Work") -> None:
-        self.marks = {**other.marks, **self.marks}
-        self.waiting |= other.waiting
-        self.look |= other.look
+    def absorb(self, newer: "_Work") -> None:
+        self.marks |= newer.marks
+        self.waiting |= newer.waiting
+        self.look |= newer.look
 
 
 class Driver:
@@ -85,8 +74,9 @@ class Driver:
         propagator: Propagator,
         store: WorkflowStore,
         members: Members,
+        outcomes: Outcomes,
+        keeper: Keeper,
         creator: Creator,
-        retention_s: int,
         clock: NowMs,
     ) -> None:
         self._stores = stores
@@ -94,8 +84,9 @@ class Driver:
         self._events = events
         self._store = store
         self._members = members
+        self._outcomes = outcomes
+        self._keeper = keeper
         self._creator = creator
-        self._retention_s = retention_s
         self._clock = clock
         self._work: dict[str, _Work] = {}
         self._turns: dict[str, asyncio.Task[None]] = {}
@@ -104,6 +95,8 @@ class Driver:
     async def close(self) -> None:
         """Stop; whoever reconciles this node or audits goes on."""
         turns = list(self._turns.values())
+        if turns:
+            await asyncio.wait(turns, timeout=CLOSE_S)
         self.forget()
         await asyncio.gather(*turns, return_exceptions=True)
 
@@ -135,15 +128,15 @@ class Driver:
         if known is None:
             self._work[workflow_id] = work
         else:
-            known.merge(work)
+            known.absorb(work)
         if workflow_id not in self._turns:
             self._turns[workflow_id] = asyncio.create_task(self._run(workflow_id))
 
-    async def settled(self, workflow_id: str) -> None:
-        """Wait until this node has nothing to do for a workflow, so that one reads what one wrote."""
+    async def settled(self, workflow_id: str, limit_s: float = SETTLED_S) -> None:
+        """Wait a moment until this node has nothing to do for a workflow, so that one reads what one wrote."""
         turn = self._turns.get(workflow_id)
         if turn is not None:
-            await asyncio.wait([turn], timeout=1)
+            await asyncio.wait([turn], timeout=limit_s)
 
     async def _run(self, workflow_id: str) -> None:
         try:
@@ -152,7 +145,8 @@ class Driver:
                     await self._turn(workflow_id, work)
                 except (Unavailable, RevisionConflict, BackendUnavailable) as error:
                     log.info("workflow %s is driven again: %s", workflow_id, error)
-                    self._work.setdefault(workflow_id, _Work()).merge(work)
+                    work.absorb(self._work.pop(workflow_id, _Work()))
+                    self._work[workflow_id] = work
                     await self._stores.connection.wait_up()
                     await asyncio.sleep(AGAIN_S)
                 except OJSError as error:
@@ -171,12 +165,12 @@ class Driver:
             await self._without_header(workflow_id, work)
             return
         if run.header.resetting:
-            await self._reopen(run)
+            await self._keeper.reopen(run)
         existing: set[int] = set()
         if work.look:
-            found, existing = await self._look(run)
+            found, existing = await self._outcomes.look(run)
             work.marks = {**found, **work.marks}
-        touched = await self._mark(run, work.marks)
+        touched = await self._outcomes.mark(run, work.marks)
         if run.header.state == "running":
             await self._start_ready(run, work, touched, existing)
             callbacks = run.header.segments
@@ -191,19 +185,6 @@ class Driver:
         if work.look and _core.uuid7_ms(workflow_id) + CREATION_MS < self._clock():
             await self._store.erase(workflow_id)
 
-    async def _mark(self, run: Run, marks: dict[int, Mark]) -> set[int]:
-        """Note outcomes, one compare-and-set per segment; the segments they are in."""
-        places: dict[int, dict[int, Mark]] = {}
-        for index, mark in marks.items():
-            number, offset = run.header.place(index)
-            places.setdefault(number, {})[offset] = mark
-        for number, by_offset in places.items():
-            noted: list[Mark] = []
-            if await self._store.change(run, number, partial(_note, by_offset, noted)):
-                for mark in noted:
-                    self._announce_step(run.header, mark)
-        return set(places)
-
     async def _start_ready(self, run: Run, work: _Work, touched: set[int], existing: set[int]) -> None:
         header = run.header
         members_touched = {number for number in touched if number < header.segments}
@@ -214,17 +195,19 @@ class Driver:
             return
         if not (members_touched or work.look):
             return
-        await self._store.read_segments(run)
+        await self._store.refresh(run)
         graph = await self._store.graph(header)
         blocked = graph.blocked(run.outcomes) if FAILED in run.outcomes or CANCELLED in run.outcomes else []
         if blocked:
-            touched |= await self._mark(run, {index: Mark(run.generation(index), CANCELLED) for index in blocked})
+            touched |= await self._outcomes.mark(
+                run, {index: Mark(run.generation(index), CANCELLED) for index in blocked}
+            )
         after = None if work.look else [index for index in work.marks if index < header.count]
         await self.start(run, [index for index in graph.ready(run.outcomes, after) if index not in existing])
 
     async def begin(self, run: Run) -> None:
         """Create what a new workflow starts with. Raises OJSError, Unavailable."""
-        self._announce("workflow.started", run.header)
+        self._outcomes.announce("workflow.started", run.header)
         indexes = list(range(run.header.count))
         if run.header.has_edges:
             indexes = (await self._store.graph(run.header)).ready(OPEN * run.header.count)
@@ -257,16 +240,15 @@ class Driver:
 
     async def _conclude(self, run: Run) -> None:
         """Fire callbacks or end the workflow if all members have an outcome. Raises OJSError, Unavailable."""
-        await self._store.read_segments(run)
+        await self._store.refresh(run)
         if not run.is_over:
             return
-        header = run.header
-        outcomes = run.outcomes
+        header, outcomes = run.header, run.outcomes
         fired: dict[str, str] = {}
         if header.callbacks:
             due = due_callbacks(header.callbacks, all_completed=outcomes.count(COMPLETED) == header.count)
-            await self._store.update(run, partial(_fire, due))
-            if run.header.state != "running":
+            await self._store.update(run, partial(_fire, due, header.generation))
+            if not run.header.runs(header.generation):
                 return
             await self._store.read_segments(run, [header.segments])
             places = {name: header.count + header.callbacks.index(name) for name in run.header.fired or ()}
@@ -276,9 +258,10 @@ class Driver:
                 await self.start(run, waiting)
                 return
         state = final_state(outcomes, fired)
-        if await self._store.update(run, partial(_end, state, self._clock())):
-            self._announce(f"workflow.{state}", run.header)
-        await self._wrap_up(run)
+        if await self._store.update(run, partial(_end, state, self._clock(), header.generation)):
+            self._outcomes.announce(f"workflow.{state}", run.header)
+        if run.header.state != "running":  # else it was retried meanwhile
+            await self._wrap_up(run, [])
 
     async def _after_end(self, run: Run, work: _Work) -> None:
         """A workflow that has ended: its last jobs, and what a crash may have left undone."""
@@ -286,12 +269,12 @@ class Driver:
             if work.look:
                 await self._sweep(run)
             await self._cancel_jobs(sorted(work.waiting))
-        await self._store.read_segments(run)
+        await self._store.refresh(run)
         if run.is_over:
             ended_ms = run.header.ended_ms
             await self._wrap_up(run, [mark.job_id for mark in work.marks.values() if mark.ended_ms > ended_ms])
 
-    async def _wrap_up(self, run: Run, late: list[str] | None = None) -> None:
+    async def _wrap_up(self, run: Run, late: list[str]) -> None:
         """Tell the parent, let everything leave the store in time, and be done.
 
         `late` are jobs that ended after the workflow did.
@@ -302,58 +285,17 @@ class Driver:
             outcome = WORKFLOW_OUTCOMES[header.state]
             duration_ms = header.ended_ms - header.created_ms
             self._ask(outer, _Work(marks={index: Mark(generation, outcome, "", header.type, duration_ms)}))
-        elif self._retention_s:
-            if not await self._store.still_open([header.id]):
-                await self._members.keep_jobs(late or [], self._retention_s)
-                return
-            await self._keep(run, self._retention_s)
+            await self._keeper.keep_late(late)
+        else:
+            await self._keeper.wrap_up(run, late)
         self._store.mark_done(header.id)
-
-    async def _keep(self, run: Run, ttl_s: int) -> None:
-        """Let a whole workflow leave the store in `ttl_s` seconds, 0 = never. Raises OJSError, Unavailable."""
-
-        async def keep_nested(workflow_id: str, ttl_s: int) -> None:
-            inner = await self._store.find(workflow_id)
-            if inner is not None:
-                await self._keep(inner, ttl_s)
-
-        if run.header.generation:
-            await self._store.read_segments(run, range(run.header.segments + 1))
-        await self._members.keep(run, ttl_s, keep_nested)
-        if not await self._store.keep(run, ttl_s) and ttl_s:
-            await self._keep(run, 0)  # somebody retried it meanwhile
-
-    # -- look ------------------------------------------------------------------------------------
-
-    async def _look(self, run: Run) -> tuple[dict[int, Mark], set[int]]:
-        """Outcomes that records tell and segments do not yet, and which open members exist. Raises Unavailable."""
-        header = run.header
-        await self._store.read_segments(run, range(header.segments + 1))
-        callbacks = [header.count + header.callbacks.index(name) for name in header.fired or ()]
-        open_ = [index for index in [*range(header.count), *callbacks] if run.outcome(index) == OPEN]
-        records = await self._members.records(run, open_)
-        marks = {
-            index: Mark(run.generation(index), OUTCOMES[record.state], record.id, record.type)
-            for index, record in records.items()
-            if record.state in OUTCOMES
-        }
-        if header.nested:
-            rest = {nested_id(header.id, index): index for index in open_ if index not in records}
-            for id_, inner in (await self._store.find_many(rest)).items():
-                index = rest[id_]
-                if inner.header.parent != [header.id, index, run.generation(index)]:
-                    continue  # a retry that has not come to it yet
-                if inner.header.state in WORKFLOW_OUTCOMES:
-                    outcome = WORKFLOW_OUTCOMES[inner.header.state]
-                    marks[index] = Mark(run.generation(index), outcome, "", inner.header.type)
-        return marks, set(records)
 
     # -- cancel ----------------------------------------------------------------------------------
 
     async def _sweep(self, run: Run) -> None:
         """End what a cancelled workflow has open, but let active jobs finish. Raises OJSError, Unavailable."""
-        marks, _ = await self._look(run)
-        await self._mark(run, marks)
+        marks, _ = await self._outcomes.look(run)
+        await self._outcomes.mark(run, marks)
         open_ = [index for index in range(run.header.count) if run.outcome(index) == OPEN]
         if run.header.fired is not None:
             open_ += [
@@ -368,7 +310,7 @@ class Driver:
             inner = await self._store.find_many(nested_id(run.header.id, index) for index in missing)
             for nested in inner.values():
                 await self.cancel(nested)
-        await self._mark(
+        await self._outcomes.mark(
             run,
             {
                 index: Mark(run.generation(index), CANCELLED)
@@ -379,9 +321,9 @@ class Driver:
 
     async def cancel(self, run: Run) -> bool:
         """Running → cancelled; False when it had ended. Raises OJSError, Unavailable."""
-        if not await self._store.update(run, partial(_end, "cancelled", self._clock())):
+        if not await self._store.update(run, partial(_end, "cancelled", self._clock(), None)):
             return False
-        self._announce("workflow.cancelled", run.header)
+        self._outcomes.announce("workflow.cancelled", run.header)
         await self._sweep(run)
         self._ask(run.header.id, _Work())
         return True
@@ -415,61 +357,20 @@ class Driver:
         await self._store.mark_open(run.header.id)
         if not await self._store.update(run, partial(_restart, allowed, parent)):
             return False
-        self._announce("workflow.started", run.header)
+        self._outcomes.announce("workflow.started", run.header)
         self.look(run.header.id)
         return True
 
-    async def _reopen(self, run: Run) -> None:
-        """Open what did not complete in earlier generations. Raises OJSError, Unavailable."""
-        header = run.header
-        numbers = range(header.segments + (1 if header.callbacks else 0))
-        run.segments.clear()
-        await self._store.read_segments(run, numbers)
-        total = header.count + len(header.callbacks)
-        left_behind = [
-            job_id(header.id, index, run.generation(index))
-            for index in range(total)
-            if run.outcome(index) in (FAILED, CANCELLED)
-        ]
-        await self._members.keep_jobs(left_behind, self._retention_s)
-        for number in numbers:
-            await self._store.change(run, number, partial(_open_again, header.generation))
-        if header.parent is None and self._retention_s:
-            await self._keep(run, 0)
-        await self._store.mark_open(header.id)  # who wrapped it up may have been slower than this retry
-        await self._store.update(run, partial(_reset_done, header.generation))
 
-    # -- events ----------------------------------------------------------------------------------
-
-    def _announce(self, event_type: str, header: Header) -> None:
-        self._events.announce(event_type, header.id, _about(header) | {"state": header.state})
-
-    def _announce_step(self, header: Header, mark: Mark) -> None:
-        if not mark.type:
-            return
-        event_type = "workflow.step_completed" if mark.outcome == COMPLETED else "workflow.step_failed"
-        data = {"job_id": mark.job_id, "step_type": mark.type, "duration_ms": mark.duration_ms}
-        self._events.announce(event_type, header.id, _about(header) | data)
-
-
-def _about(header: Header) -> dict[str, object]:
-    return {"workflow_id": header.id, "workflow_type": header.type, "workflow_name": header.name}
-
-
-def _note(marks: dict[int, Mark], noted: list[Mark], segment: Segment) -> bool:
-    noted[:] = [mark for offset, mark in marks.items() if segment.mark(offset, mark.generation, mark.outcome)]
-    return bool(noted)
-
-
-def _fire(due: list[str], header: Header) -> bool:
-    if header.state != "running" or header.fired is not None:
+def _fire(due: list[str], generation: int, header: Header) -> bool:
+    if not header.runs(generation) or header.fired is not None:
         return False
     header.fired = due
     return True
 
 
-def _end(state: str, now_ms: int, header: Header) -> bool:
-    if header.state != "running":
+def _end(state: str, now_ms: int, generation: int | None, header: Header) -> bool:
+    if not header.runs(header.generation if generation is None else generation):
         return False
     header.state = state
     header.ended_ms = now_ms
@@ -485,15 +386,4 @@ def _restart(allowed: tuple[str, ...], parent: list[object] | None, header: Head
     header.generation += 1
     header.resetting = True
     header.parent = parent or header.parent
-    return True
-
-
-def _open_again(generation: int, segment: Segment) -> bool:
-    return segment.reopen(generation)
-
-
-def _reset_done(generation: int, header: Header) -> bool:
-    if not header.resetting or header.generation != generation:
-        return False
-    header.resetting = False
     return True

@@ -61,6 +61,10 @@ class Header:
         """Whether members wait for others."""
         return self.type in (CHAIN, GRAPH)
 
+    def runs(self, generation: int) -> bool:
+        """True while this generation runs; what was decided about an earlier one must not end a retry."""
+        return self.state == "running" and self.generation == generation
+
     def place(self, index: int) -> tuple[int, int]:
         """`(segment, offset)` of a member's or callback's outcome."""
         return divmod(index, SEGMENT) if index < self.count else (self.segments, index - self.count)

@@ -75,17 +75,20 @@ class Results:
     async def _history(self, run: Run, index: int, limit_bytes: int) -> list[bytes]:
         """Results of all steps of a chain before this one: what the one before it was told, and its own."""
         [(_, before)] = await self._store.members(run.header, [index - 1])
-        own = await self._of(run, [index - 1], limit_bytes)
-        if index == 1:
-            return own
-        id_ = job_id(run.header.id, index - 1, run.generation(index - 1))
+        told: list[bytes] = []
         if before.nested:
-            told = await self.told_to(run, index - 1, limit_bytes)
+            [own] = await self._of(run, [index - 1], limit_bytes)
+            if index > 1:
+                told = await self.told_to(run, index - 1, limit_bytes)
         else:
+            id_ = job_id(run.header.id, index - 1, run.generation(index - 1))
             found = await self._stores.records.get(id_)
-            told = _parent_results(_core.Record.parse(found[0]).body) if found else [NULL] * (index - 1)
-        budget = Budget(len(told), min(limit_bytes - len(own[0]), HISTORY_BYTES))
-        return [budget.take(result, "") for result in reversed(told)][::-1] + own
+            record = _core.Record.parse(found[0]) if found else None
+            own = Budget(1, limit_bytes).take(_result(record), id_)
+            if index > 1:
+                told = _parent_results(record.body) if record else [NULL] * (index - 1)
+        budget = Budget(len(told), min(limit_bytes - len(own), HISTORY_BYTES))
+        return [*reversed([budget.take(result, "") for result in reversed(told)]), own]
 
     async def _of(self, run: Run, indexes: list[int], limit_bytes: int) -> list[bytes]:
         """Results of these members, null for those that did not complete. Raises NotFound, Unavailable."""
@@ -98,8 +101,7 @@ class Results:
             found = await self._stores.records.get_many(ids.values())
             for index in reversed(part):
                 if ids[index] in found:
-                    record = _core.Record.parse(found[ids[index]][0])
-                    result = record.result if record.state == "completed" and record.result else NULL
+                    result = _result(_core.Record.parse(found[ids[index]][0]))
                 elif run.header.nested:
                     result = await self._of_nested(run.header, index, limit_bytes // 4)
                 else:
@@ -121,6 +123,10 @@ class Results:
     async def _segments_for(self, run: Run) -> None:
         if run.header.generation:
             await self._store.read_segments(run)
+
+
+def _result(record: _core.Record | None) -> bytes:
+    return record.result if record and record.state == "completed" and record.result else NULL
 
 
 def _parent_results(body: bytes) -> list[bytes]:

@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 PAGE = 500
 SCANNED = 20_000
+RESTARTED_S = 1.0
 STATES = ("running", "completed", "failed", "cancelled")
 
 # Without its steps, and with them; JSON objects.
@@ -86,7 +87,7 @@ class Workflows:
             )
         if not await self._driver.restart(run):
             raise _conflict(run, "retry", "failed")
-        await self._driver.settled(workflow_id)
+        await self._driver.settled(workflow_id, RESTARTED_S)
         return await self._view.whole(await self._store.load(workflow_id), 0, steps_shown)
 
     # -- list ------------------------------------------------------------------------------------

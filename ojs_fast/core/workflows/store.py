@@ -269,6 +269,16 @@ class WorkflowStore:
             data, revision = found.get(key, (b"", 0))
             run.segments[number] = self._take(run, number, key, data, revision)
 
+    async def refresh(self, run: Run) -> None:
+        """Read all members' segments anew. Raises Unavailable.
+
+        A decision over several segments must look at each after the last write of its own: of two nodes that
+        write two segments at once, one then sees both.
+        """
+        if run.header.segments > 1:
+            run.segments.clear()
+        await self.read_segments(run)
+
     def _take(self, run: Run, number: int, key: str, data: bytes, revision: int) -> Segment:
         self._segments.put(key, (data, revision))
         return Segment.decode(data) if data else Segment(OPEN * run.header.size(number))

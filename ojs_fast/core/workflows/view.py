@@ -174,6 +174,10 @@ def _head(run: Run, counts: Counts) -> dict[str, Any]:
         **metadata,
         "metadata": dict(metadata),
     }
+    if header.state == "cancelled":
+        # As ojs-http-binding section 14.3 names them.
+        head["steps_cancelled"] = outcomes.count(CANCELLED)
+        head["steps_already_completed"] = outcomes.count(COMPLETED)
     if header.parent is not None:
         head["parent_id"] = header.parent[0]
     if header.generation:

@@ -1,0 +1,88 @@
+"""How members end: notes it in their segments, tells of it, and reads it from the records when in doubt."""
+
+from dataclasses import dataclass
+from functools import partial
+
+from ojs_fast.core.events import Events
+from ojs_fast.core.workflows.members import Members
+from ojs_fast.core.workflows.model import CANCELLED, COMPLETED, FAILED, OPEN, OUTCOMES, Header, Segment, nested_id
+from ojs_fast.core.workflows.store import Run, WorkflowStore
+
+WORKFLOW_OUTCOMES = {"completed": COMPLETED, "failed": FAILED, "cancelled": CANCELLED}
+
+
+@dataclass(slots=True, frozen=True)
+class Mark:
+    """How one member ended."""
+
+    generation: int
+    outcome: str
+    job_id: str = ""
+    type: str = ""
+    duration_ms: int = 0
+    ended_ms: int = 0
+
+
+class Outcomes:
+    """Marks members of workflows."""
+
+    def __init__(self, store: WorkflowStore, members: Members, events: Events) -> None:
+        self._store = store
+        self._members = members
+        self._events = events
+
+    async def mark(self, run: Run, marks: dict[int, Mark]) -> set[int]:
+        """Note outcomes, one compare-and-set per segment; the segments they are in."""
+        places: dict[int, dict[int, Mark]] = {}
+        for index, mark in marks.items():
+            number, offset = run.header.place(index)
+            places.setdefault(number, {})[offset] = mark
+        for number, by_offset in places.items():
+            noted: list[Mark] = []
+            if await self._store.change(run, number, partial(_note, by_offset, noted)):
+                for mark in noted:
+                    self._announce_step(run.header, mark)
+        return set(places)
+
+    async def look(self, run: Run) -> tuple[dict[int, Mark], set[int]]:
+        """Outcomes that records tell and segments do not yet, and which open members exist. Raises Unavailable."""
+        header = run.header
+        await self._store.read_segments(run, range(header.segments + 1))
+        callbacks = [header.count + header.callbacks.index(name) for name in header.fired or ()]
+        open_ = [index for index in [*range(header.count), *callbacks] if run.outcome(index) == OPEN]
+        records = await self._members.records(run, open_)
+        marks = {
+            index: Mark(run.generation(index), OUTCOMES[record.state], record.id, record.type)
+            for index, record in records.items()
+            if record.state in OUTCOMES
+        }
+        if header.nested:
+            rest = {nested_id(header.id, index): index for index in open_ if index not in records}
+            for id_, inner in (await self._store.find_many(rest)).items():
+                index = rest[id_]
+                if inner.header.parent != [header.id, index, run.generation(index)]:
+                    continue  # a retry that has not come to it yet
+                if inner.header.state in WORKFLOW_OUTCOMES:
+                    outcome = WORKFLOW_OUTCOMES[inner.header.state]
+                    marks[index] = Mark(run.generation(index), outcome, "", inner.header.type)
+        return marks, set(records)
+
+    def announce(self, event_type: str, header: Header) -> None:
+        """Tell that something happened to a whole workflow."""
+        self._events.announce(event_type, header.id, _about(header) | {"state": header.state})
+
+    def _announce_step(self, header: Header, mark: Mark) -> None:
+        if not mark.type:
+            return
+        event_type = "workflow.step_completed" if mark.outcome == COMPLETED else "workflow.step_failed"
+        data = {"job_id": mark.job_id, "step_type": mark.type, "duration_ms": mark.duration_ms}
+        self._events.announce(event_type, header.id, _about(header) | data)
+
+
+def _about(header: Header) -> dict[str, object]:
+    return {"workflow_id": header.id, "workflow_type": header.type, "workflow_name": header.name}
+
+
+def _note(marks: dict[int, Mark], noted: list[Mark], segment: Segment) -> bool:
+    noted[:] = [mark for offset, mark in marks.items() if segment.mark(offset, mark.generation, mark.outcome)]
+    return bool(noted)
