@@ -38,6 +38,8 @@ groups of rows:
   batch     batches of 100 (4 connections) and of 1000 (2); ratio to the best ceiling figure of the round
   scheduled jobs due at an even rate (p50, p99: how late a worker gets them, enqueue and fetch included) and very
             many due at once (rate: promotions; p50, p99: single enqueues meanwhile)
+  workflow  completing one member of a group, one request at a time, whatever its size (ratio: to a group of 10), and
+            the time from a step's acknowledgement to the fetch of the next one
 """
 
 EPILOG = """\

@@ -12,9 +12,10 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from loadtest import clients, cpu, plan, scheduled, servers
+from loadtest import clients, cpu, plan, scheduled, servers, workflows
 from loadtest.generator import GRACE_S, Load, LoadSpec, Timing
 from loadtest.servers import Running
+from loadtest.stats import percentile
 
 WARM_UP_S = 1.0
 #: Jobs enqueued before a fetch row, per second of its measurement: more than any machine has fetched yet.
@@ -63,6 +64,7 @@ class Bench:
             "ceiling": self._ceiling,
             "batch": self._batch,
             "scheduled": self._scheduled,
+            "workflow": self._workflow,
         }
         for group in groups if number % 2 else reversed(groups):
             steps[group]()
@@ -107,6 +109,24 @@ class Bench:
             meter = cpu.Meter(server.server_pids, server.nats_pids)
             late = scheduled.storm(server.port, plan.STORM, plan.STORM_JOBS)
             self._keep(self._lateness(plan.STORM, late, meter.read()))
+
+    def _workflow(self) -> None:
+        with self._running(servers.OJS) as server:
+            self._warm_up(server, "/ojs/v1/jobs", plan.job("warm-up"))
+            client = workflows.Client(f"http://{servers.HOST}:{server.port}")
+            for size in plan.WORKFLOWS:
+                meter = cpu.Meter(server.server_pids, server.nats_pids)
+                _, member_s = workflows.member_cost(client, size, "bench")
+                usage, members = meter.read(), workflows.MEMBERS_TIMED
+                self._keep(
+                    Sample(
+                        f"workflow-{size}", self._round, 1 / member_s,
+                        server_us=usage.server_s / members * 1e6, nats_us=usage.nats_s / members * 1e6,
+                    )
+                )  # fmt: skip
+            waited = sorted(workflows.next_step(client, "bench"))
+            p50, p99 = (percentile(waited, percent) * 1000 for percent in (50, 99))
+            self._keep(Sample(plan.NEXT_STEP, self._round, len(waited) / sum(waited), p50, p99))
 
     def _lateness(self, row: str, late: scheduled.Lateness, usage: cpu.Usage) -> Sample:
         return Sample(

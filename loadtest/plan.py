@@ -36,6 +36,8 @@ JOB = (
 #: About what the server stores for `JOB`, so that the raw ceiling moves as many bytes as the batches do.
 RECORD_BYTES = 600
 
+WORKFLOWS = (10, 1000, 10_000)  # members of a group
+NEXT_STEP = "workflow-next"
 DUE_PER_S = 1000
 STORM_JOBS = 100_000
 STEADY, STORM = "scheduled-steady", "scheduled-storm"
@@ -112,6 +114,17 @@ def _rows() -> list[Row]:
         Row(STEADY, "scheduled", f"scheduled, {DUE_PER_S:,} due per s: lateness", "jobs/s"),
         Row(STORM, "scheduled", f"scheduled, {STORM_JOBS:,} due at once: enqueue", "jobs/s"),
     ]
+    rows += [
+        Row(
+            f"workflow-{size}",
+            "workflow",
+            f"workflow of {size:,}: fetch + ack of a member",
+            "jobs/s",
+            "" if size == WORKFLOWS[0] else f"workflow-{WORKFLOWS[0]}",
+        )
+        for size in WORKFLOWS
+    ]
+    rows.append(Row(NEXT_STEP, "workflow", "chain: from ack to next step fetched", "steps/s"))
     return rows
 
 
@@ -119,7 +132,7 @@ ROWS = _rows()
 
 #: The order of a round; every second round runs backwards, so that a drift of the machine favours nobody.
 #: Each subject stands beside its baseline.
-GROUPS = ("enqueue", "echo", "fetch", "ceiling", "batch", "scheduled")
+GROUPS = ("enqueue", "echo", "fetch", "ceiling", "batch", "scheduled", "workflow")
 
 #: What a group's ratios need.
 BASELINE_GROUPS = {"enqueue": "echo", "fetch": "echo", "batch": "ceiling"}
@@ -132,6 +145,8 @@ TARGETS = (
     Target(STEADY, "p50_ms", 10.0, "scheduled jobs late, 1,000 due per s, p50, ms", at_least=False),
     Target(STEADY, "p99_ms", 50.0, "scheduled jobs late, 1,000 due per s, p99, ms", at_least=False),
     Target(STORM, "rate", 10_000.0, "100,000 scheduled jobs due at once, promoted per s"),
+    Target("workflow-10000", "ratio", 0.8, "a member of 10,000 completed, of one of 10"),
+    Target(NEXT_STEP, "p50_ms", 20.0, "next step fetchable after the ack, p50, ms", at_least=False),
     Target(STORM, "p99_ms", 100.0, "p99 of enqueue meanwhile, ms", at_least=False),
 )
 
