@@ -16,6 +16,7 @@ from ojs_fast.core.queues import Queues
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import (
     BackendUnavailable,
+    Conflict,
     Duplicate,
     InvalidPayload,
     InvalidRequest,
@@ -235,7 +236,11 @@ class Jobs:
         """The public JSON of a job. A job past its `expires_at` is discarded first. Raises OJSError."""
         record, stored, _ = await self.load(job_id)
         if self.is_past(record):
-            record, stored = await self.change(job_id, "expire", lambda r, now: r.expire(now))
+            try:
+                record, stored = await self.change(job_id, "expire", lambda r, now: r.expire(now))
+            except Conflict:
+                # A fetch that met it, or another look at it, was faster.
+                return _core.public_job((await self.load(job_id))[1])
             self._events.job("job.expired", record)
         return _core.public_job(stored)
 
