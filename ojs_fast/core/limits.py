@@ -22,6 +22,7 @@ from ojs_fast.core.limit_state import Limit, LimitState, Refusal
 from ojs_fast.core.parking import Parking
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.stores import Stores
+from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.server_clock import ServerClock
 from ojs_fast.storage.work import WorkMessage
 
@@ -304,10 +305,15 @@ class Limits:
             for name in names:
                 self.keys.give_back(name, record.id, permit)
 
-    def pause(self, record: _core.Record, until_ms: int) -> None:
+    async def pause(self, record: _core.Record, until_ms: int) -> None:
         """A handler was told by what it called to come back later (section 9.1): the job's keys wait."""
         for limit in limits_of(record) or ():
-            self._propagator.call_later(partial(self.keys.edit, limit.key, partial(_pause, float(until_ms))))
+            edit = partial(self.keys.edit, limit.key, partial(_pause, float(until_ms)))
+            try:
+                await edit()
+            except Unavailable:
+                # The failure is durable already: this must not make an error of it.
+                self._propagator.call_later(edit)
             until = _core.format_rfc3339_ms(until_ms)
             data = {"key": limit.key, "until": until, "reason": "handler_feedback", "job_id": record.id}
             self._events.announce("rate_limit.dynamic_adjusted", limit.key, data)

@@ -84,7 +84,7 @@ class Settler:
         if not requeue:
             self._announce_failure(record, failure)
         if failure.limited_until_ms:
-            self._limits.pause(record, failure.limited_until_ms)
+            await self._limits.pause(record, failure.limited_until_ms)
         return record, stored
 
     def _fail(self, record: _core.Record, failure: Failure, now_ms: int) -> None:
