@@ -76,7 +76,7 @@ class Reconciler:
         if self._walks_due:
             await self._walk_in_flight()
             await self._audit_work()
-            await self._settler.recheck()
+            await self._settler.recheck(self._leases.live_nodes())
             self._walks_due -= 1
 
     async def after_deaths(self) -> None:
@@ -86,11 +86,12 @@ class Reconciler:
         """
         dead = {node_id for node_id, _ in self._leases.dead_nodes()}
         if dead - self._rechecked:
-            await self._settler.recheck()
+            await self._settler.recheck(self._leases.live_nodes())
         self._rechecked = dead
         if self._audit_due is not None and time.monotonic() > self._audit_due[1]:
             since = _core.format_rfc3339_ms(max(0, self._audit_due[0]))
             await self._stale.audit({"start_time": since}, "ojs.queue.>", whole=True)
+            await self._settler.recheck(self._leases.live_nodes())
             self._audit_due = None
 
     async def _audit_work(self) -> None:
@@ -220,7 +221,8 @@ class Reconciler:
                 await published  # before its predecessor goes: a job without any message would be lost
             await self._stores.work.delete(sequence)
         elif record.state == "active":
-            if record.node_id not in live:
+            # Two adopters would count it twice, so only the leader does.
+            if record.node_id not in live and self._leases.is_leader:
                 await self._settler.adopt_record(record, found[1])
         else:
             await self._stores.work.delete(sequence)

@@ -188,16 +188,22 @@ class Settler:
             visible_ms = max(visible_ms, int(entry[0].get("visible_ms", 0)))
         self._claims.hold(Claim(record, revision, visible_ms, entered=entry is not None))
 
-    async def recheck(self) -> None:
-        """Let go of the claims whose jobs others have settled. Raises Unavailable."""
+    async def recheck(self, live: set[str]) -> None:
+        """Let go of claims whose jobs others have settled, or hold: adopted ones of a node that lives after all.
+
+        `live` are the nodes that live. Raises Unavailable.
+        """
         held = self._claims.held()
         for start in range(0, len(held), RECHECKED_AT_ONCE):
             claims = held[start : start + RECHECKED_AT_ONCE]
             found = await self._stores.records.get_many(claim.record.id for claim in claims)
             for claim in claims:
                 job_id = claim.record.id
-                revision = found[job_id][1] if job_id in found else 0
-                if revision != claim.revision and self._claims.get(job_id) is claim:
+                if self._claims.get(job_id) is not claim:
+                    continue
+                if claim.record.node_id != self._node_id and claim.record.node_id in live:
+                    self._claims.take(job_id)
+                elif job_id in found and found[job_id][1] > claim.revision:  # a replica may lag behind our own write
                     self._claims.settled(job_id, self._claims.take(job_id))
 
     # -- deadlines -------------------------------------------------------------------------------
