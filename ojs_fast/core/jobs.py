@@ -161,7 +161,9 @@ class Jobs:
         grants = await self._enter([record], ticket) if self._queues.rules else None
         try:
             revision = await self._stores.records.create(record.id, stored)
-            await self._propagator.followed(record, stored, revision)
+            published = self._propagator.follow(record, stored, revision)
+            if published is not None:
+                await self._propagator.published(record.id, published)
         except KeyTaken:
             raise _duplicate(record.id) from None
         finally:
