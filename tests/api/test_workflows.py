@@ -520,19 +520,21 @@ def test_events_tell_the_story_of_a_workflow(api: Api) -> None:
     [before] = poll(lambda: api.events(job_types="story.begins", types="job.enqueued"), what="an event can be read")
     made = create(api, type="chain", name="told", steps=jobs(queue, 2))
     run(api, queue, made["id"])
-    kinds = "workflow.started,workflow.step_completed,workflow.completed"
+    kinds = "workflow.created,workflow.started,workflow.step_completed,workflow.completed"
 
     def told() -> list[Body]:
         found = [one for one in api.events(types=kinds, after=before["id"]) if one["subject"] == made["id"]]
-        return found if len(found) == 4 else []
+        return found if len(found) == 5 else []
 
     events = poll(told, what="all events can be read")
     assert [one["type"] for one in events] == [
+        "workflow.created",
         "workflow.started", "workflow.step_completed", "workflow.step_completed", "workflow.completed",
     ]  # fmt: skip
     for one in events:
         assert (one["data"]["workflow_id"], one["data"]["workflow_type"]) == (made["id"], "chain")
-    assert [one["data"]["job_id"] for one in events[1:3]] == [s["job_id"] for s in get(api, made["id"])["steps"]]
+    assert [one["data"]["step_index"] for one in events[2:4]] == [0, 1]
+    assert [one["data"]["job_id"] for one in events[2:4]] == [s["job_id"] for s in get(api, made["id"])["steps"]]
 
 
 def test_a_finished_workflow_leaves_the_store_with_its_jobs(fresh_server: Callable[..., Server]) -> None:
