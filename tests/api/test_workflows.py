@@ -314,6 +314,23 @@ def test_a_failure_in_a_graph_gives_up_what_depends_on_it_only(api: Api) -> None
     assert states(ended) == ["failed", "cancelled", "cancelled", "completed", "completed", "cancelled"]
 
 
+def test_a_step_may_depend_on_more_than_a_segment_holds(api: Api) -> None:
+    """1,100 steps in three segments, settled in any order: the one behind them all starts once."""
+    queue = unique_queue()
+    names = [f"n{number}" for number in range(1100)]
+    steps = graph(queue, last=names, **{name: [] for name in names})
+    made = create(api, steps=steps, options={"queue": queue})
+    open_ = [one for _ in range(3) for one in api.fetch(queue, count=400)]
+    assert len(open_) == 1100
+    for one in sorted(open_, key=lambda job: job["id"]):  # ids are hashed, so segments mix
+        api.ack(one["id"], result=one["args"][0])
+    last = next_job(api, queue)
+    assert (last["args"], last["parent_results"]) == (["last"], names)
+    assert api.fetch(queue) == []
+    api.ack(last["id"])
+    assert get(api, made["id"])["state"] == "completed"
+
+
 def test_steps_with_a_callback_type_are_callbacks(api: Api) -> None:
     """So the Python SDK writes a batch."""
     queue = unique_queue()
