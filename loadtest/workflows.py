@@ -46,16 +46,22 @@ class Client:
         self.call("POST", "/workers/ack", {"job_id": job_id, "result": {"done": True}})
 
 
-def member_cost(client: Client, size: int, tag: str) -> tuple[float, float]:
-    """`(seconds to create a group, seconds per member to fetch and complete it)`; one request at a time."""
-    queue = f"load-wf-{tag}-{size}"
+def member_cost(client: Client, size: int, tag: str, *, is_group: bool = True) -> tuple[float, float]:
+    """`(seconds to create a group, seconds per member to fetch and complete it)`; one request at a time.
+
+    Without `is_group` the same jobs in a plain batch, for comparison.
+    """
+    queue = f"load-wf-{tag}-{size}-{'group' if is_group else 'plain'}"
     job = {"type": "load.member", "args": [1], "options": {"queue": queue}}
     created: list[float] = []
     done = 0
     spent = 0.0
     while done < MEMBERS_TIMED:
         start = time.perf_counter()
-        client.call("POST", "/workflows", {"type": "group", "jobs": [job] * size})
+        if is_group:
+            client.call("POST", "/workflows", {"type": "group", "jobs": [job] * size})
+        else:
+            client.call("POST", "/jobs/batch", {"jobs": [job] * size})
         created.append(time.perf_counter() - start)
         wanted = min(size, MEMBERS_TIMED - done)
         start = time.perf_counter()
@@ -92,10 +98,11 @@ def main() -> None:
     parser.add_argument("--url", required=True, help="the server to measure")
     client = Client(parser.parse_args().url)
     tag = f"{time.time_ns() // 1_000_000:x}"
-    print("| members | create the group | fetch and complete one |\n|--:|--:|--:|")
+    print("| members | create the group | fetch and complete one | the same, plain jobs |\n|--:|--:|--:|--:|")
     for size in SIZES:
         created_s, member_s = member_cost(client, size, tag)
-        print(f"| {size} | {created_s * 1000:.1f} ms | {member_s * 1e6:.0f} µs |")
+        _, plain_s = member_cost(client, size, tag, is_group=False)
+        print(f"| {size} | {created_s * 1000:.1f} ms | {member_s * 1e6:.0f} µs | {plain_s * 1e6:.0f} µs |")
     waited = sorted(next_step(client, tag))
     median, late = statistics.median(waited), waited[int(len(waited) * 0.99)]
     print(f"\nack → next step fetched: median {median * 1000:.2f} ms, p99 {late * 1000:.2f} ms ({len(waited)} steps)")

@@ -32,6 +32,7 @@ class Auditor:
         self._clock = clock
         self._due_ms: dict[str, int] = {}
         self._after = 0
+        self._is_new = True
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -51,6 +52,7 @@ class Auditor:
         """Drop what is known, to begin anew."""
         self._due_ms.clear()
         self._after = 0
+        self._is_new = True
 
     def node_died(self) -> None:
         """Look at every unfinished workflow now."""
@@ -76,11 +78,11 @@ class Auditor:
 
     async def _step(self) -> bool:
         """Look at those that are due; True when there may be more. Raises Unavailable."""
-        is_first = not self._after
         opened, self._after = await self._store.opened(self._after)
         for workflow_id in opened:
-            first_ms = 0 if is_first else _core.uuid7_ms(workflow_id) + FIRST_MS
+            first_ms = 0 if self._is_new else _core.uuid7_ms(workflow_id) + FIRST_MS
             self._due_ms.setdefault(workflow_id, first_ms)
+        self._is_new = False
         now_ms = self._clock()
         due = [workflow_id for workflow_id, due_ms in self._due_ms.items() if due_ms <= now_ms][:AT_ONCE]
         still_open = await self._store.still_open(due) if due else set()

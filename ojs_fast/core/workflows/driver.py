@@ -207,6 +207,7 @@ class Driver:
 
     async def begin(self, run: Run) -> None:
         """Create what a new workflow starts with. Raises OJSError, Unavailable."""
+        self._outcomes.announce("workflow.created", run.header)
         self._outcomes.announce("workflow.started", run.header)
         indexes = list(range(run.header.count))
         if run.header.has_edges:
@@ -247,7 +248,8 @@ class Driver:
         fired: dict[str, str] = {}
         if header.callbacks:
             due = due_callbacks(header.callbacks, all_completed=outcomes.count(COMPLETED) == header.count)
-            await self._store.update(run, partial(_fire, due, header.generation))
+            if await self._store.update(run, partial(_fire, due, header.generation)):
+                self._outcomes.announce("workflow.callback_fired", run.header, callbacks=due)
             if not run.header.runs(header.generation):
                 return
             await self._store.read_segments(run, [header.segments])

@@ -33,15 +33,15 @@ class Outcomes:
 
     async def mark(self, run: Run, marks: dict[int, Mark]) -> set[int]:
         """Note outcomes, one compare-and-set per segment; the segments they are in."""
-        places: dict[int, dict[int, Mark]] = {}
-        for index, mark in marks.items():
+        places: dict[int, dict[int, int]] = {}
+        for index in marks:
             number, offset = run.header.place(index)
-            places.setdefault(number, {})[offset] = mark
-        for number, by_offset in places.items():
-            noted: list[Mark] = []
-            if await self._store.change(run, number, partial(_note, by_offset, noted)):
-                for mark in noted:
-                    self._announce_step(run.header, mark)
+            places.setdefault(number, {})[offset] = index
+        for number, indexes in places.items():
+            noted: list[int] = []
+            if await self._store.change(run, number, partial(_note, indexes, marks, noted)):
+                for index in noted:
+                    self._announce_member(run.header, index, marks[index])
         return set(places)
 
     async def look(self, run: Run) -> tuple[dict[int, Mark], set[int]]:
@@ -67,22 +67,32 @@ class Outcomes:
                     marks[index] = Mark(run.generation(index), outcome, "", inner.header.type)
         return marks, set(records)
 
-    def announce(self, event_type: str, header: Header) -> None:
-        """Tell that something happened to a whole workflow."""
-        self._events.announce(event_type, header.id, _about(header) | {"state": header.state})
+    def announce(self, event_type: str, header: Header, **more: object) -> None:
+        """Tell that something happened to a whole workflow (ojs-workflows appendix B)."""
+        self._events.announce(event_type, header.id, _about(header) | {"state": header.state} | more)
 
-    def _announce_step(self, header: Header, mark: Mark) -> None:
-        if not mark.type:
+    def _announce_member(self, header: Header, index: int, mark: Mark) -> None:
+        if not mark.type or index >= header.count:
             return
-        event_type = "workflow.step_completed" if mark.outcome == COMPLETED else "workflow.step_failed"
-        data = {"job_id": mark.job_id, "step_type": mark.type, "duration_ms": mark.duration_ms}
-        self._events.announce(event_type, header.id, _about(header) | data)
+        kind = "step" if header.has_edges else "job"
+        ended = "completed" if mark.outcome == COMPLETED else "failed"
+        data = {
+            "step_index": index,
+            "step_type": mark.type,
+            "job_id": mark.job_id,
+            "duration_ms": mark.duration_ms,
+        }
+        self._events.announce(f"workflow.{kind}_{ended}", header.id, _about(header) | data)
 
 
 def _about(header: Header) -> dict[str, object]:
     return {"workflow_id": header.id, "workflow_type": header.type, "workflow_name": header.name}
 
 
-def _note(marks: dict[int, Mark], noted: list[Mark], segment: Segment) -> bool:
-    noted[:] = [mark for offset, mark in marks.items() if segment.mark(offset, mark.generation, mark.outcome)]
+def _note(indexes: dict[int, int], marks: dict[int, Mark], noted: list[int], segment: Segment) -> bool:
+    noted[:] = [
+        index
+        for offset, index in indexes.items()
+        if segment.mark(offset, marks[index].generation, marks[index].outcome)
+    ]
     return bool(noted)

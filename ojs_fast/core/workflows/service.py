@@ -12,7 +12,7 @@ from ojs_fast.core.workflows.creator import Creator
 from ojs_fast.core.workflows.driver import Driver
 from ojs_fast.core.workflows.store import Run, WorkflowStore, workflow_not_found
 from ojs_fast.core.workflows.view import View
-from ojs_fast.errors import Conflict, InvalidRequest
+from ojs_fast.errors import BackendUnavailable, Conflict, InvalidRequest
 from ojs_fast.storage.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -55,7 +55,7 @@ class Workflows:
         run = await self._creator.create(self._ids.next(self._clock()), draft, None)
         try:
             await self._driver.begin(run)
-        except Unavailable as error:
+        except (Unavailable, BackendUnavailable) as error:
             log.warning("workflow %s starts late: %s", run.header.id, error)
             self._driver.look(run.header.id)
         return run.header.id, await self._view.whole(run, 0, steps_shown)
