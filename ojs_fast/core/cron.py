@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import replace
+from typing import Any
 
 import orjson
 
@@ -99,7 +100,7 @@ class Cron:
             self._due.drop(name)
             return
         try:
-            self._learn(Entry.read(value), revision)
+            self._learn(Entry.read(orjson.loads(value)), revision)
         except ValueError as error:
             log.error("a foreign entry in ojs-cron is left alone: %s", error)
 
@@ -124,7 +125,7 @@ class Cron:
         if found is None:
             self._known.pop(name, None)
             return None
-        entry = Entry.read(orjson.dumps(found[0]))
+        entry = _parse(name, found[0])
         self._learn(entry, found[1])
         return entry, found[1]
 
@@ -150,10 +151,12 @@ class Cron:
         self, name: str, change: Callable[[Entry], Entry], *, or_create: bool = False
     ) -> tuple[Entry, bool]:
         for _ in range(ATTEMPTS):
-            found, now_ms = await self._read(name), self._clock()
-            if found is None and not or_create:
+            # A deleted name may come back while its marker still lies there.
+            value, revision = await self._bucket.last(names.encode_token(name))
+            now_ms = self._clock()
+            if value is None and not or_create:
                 raise _not_found(name)
-            before, revision = found or (Entry(name, "", now_ms, anchor_ms=now_ms), 0)
+            before = Entry(name, "", now_ms, anchor_ms=now_ms) if value is None else _parse(name, value)
             entry = replace(change(before), updated_ms=now_ms)
             # An application that registers the same again at each start must not put an interval off.
             if (entry.expression, entry.timezone) != (before.expression, before.timezone):
@@ -164,7 +167,7 @@ class Cron:
                 await self._write(entry, revision)
             except RevisionConflict:
                 continue
-            return entry, found is None
+            return entry, value is None
         raise BackendUnavailable(f"Cron job '{name}' is being changed by too many clients at once.")
 
     async def get(self, name: str) -> Entry:
@@ -313,6 +316,16 @@ class Cron:
                     continue
 
         return release
+
+
+def _parse(name: str, value: dict[str, Any]) -> Entry:
+    try:
+        return Entry.read(value)
+    except ValueError as error:
+        log.error("a foreign entry in ojs-cron is left alone: %s", error)
+        raise Conflict(
+            f"The name '{name}' is taken by something that is no cron job.", details={"field": "name", "received": name}
+        ) from None
 
 
 def _is_live(stored: bytes) -> bool:

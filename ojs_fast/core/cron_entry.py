@@ -60,10 +60,9 @@ class Entry:
         return {name: getattr(self, name) for name in Entry.__slots__}
 
     @staticmethod
-    def read(raw: bytes) -> "Entry":
+    def read(value: dict[str, Any]) -> "Entry":
         """Undo `value`. Raises ValueError for what is none of ours."""
         try:
-            value = orjson.loads(raw)
             return Entry(**{**value, "instances": tuple(value["instances"]), "waiting": tuple(value["waiting"])})
         except (TypeError, KeyError) as error:
             raise ValueError(f"not an entry of ojs-cron: {error}") from None

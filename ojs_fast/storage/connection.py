@@ -5,6 +5,7 @@ subscriptions). Owns outcomes and timeouts of single messages; must not know wha
 """
 
 import asyncio
+import contextlib
 import itertools
 import logging
 import secrets
@@ -111,7 +112,8 @@ class Connection:
         if self._wire is not None:
             self._wire.close()
             self._wire = None
-        await self._nc.close()
+        with contextlib.suppress(OSError):  # nats-py still writes to a connection that NATS has just cut
+            await self._nc.close()
         self._fail_all("the server is closing its NATS connection")
 
     async def _connect_wire(self) -> None:

@@ -120,6 +120,18 @@ def test_an_entry_is_read_listed_and_deleted(api: Api, name: str) -> None:
     assert entry not in api.call("GET", "/cron", params={"limit": 200})["crons"]
 
 
+def test_a_deleted_name_can_be_registered_again_at_once(api: Api, name: str) -> None:
+    """As a new entry: 201, nothing run yet."""
+    first = register(api, name, NEVER_SOON, description="the first")
+    api.call("DELETE", f"/cron/{name}")
+    answer = api.request("POST", "/cron", {"name": name, "cron": NEVER_SOON, "type": "a.b"})
+    assert answer.status_code == 201
+    entry = answer.json()["cron"]
+    assert (entry["description"], entry["run_count"]) == (None, 0)
+    assert entry["created_at"] > first["created_at"]
+    assert api.call("GET", f"/cron/{name}")["cron"] == entry
+
+
 def test_a_list_comes_in_pages(api: Api) -> None:
     """`limit` and `offset`, `page` and `per_page`, cursors, and the filter by `enabled`."""
     prefix = unique_queue("page")

@@ -14,6 +14,7 @@ import pytest
 from ojs_fast import _core
 from ojs_fast.config import Settings
 from ojs_fast.core import retry
+from ojs_fast.errors import Conflict
 from ojs_fast.node import Node
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
@@ -236,6 +237,10 @@ async def test_what_lies_in_the_bucket_and_is_no_entry_is_left_alone(nats: Nats,
     await bucket.put("foreign", {"not": "ours"})
     await register(node, "* * * * * *")
     await eventually(lambda: fetch(node), "runs all the same")
+    with pytest.raises(Conflict):
+        await node.cron.get("foreign")
+    with pytest.raises(Conflict):
+        await node.cron.patch("foreign", b"{}")
 
 
 async def test_many_cron_jobs_due_at_once_all_fire(node: Node, wall: WallClock) -> None:
