@@ -14,7 +14,7 @@ from typing import Any
 import orjson
 
 from ojs_fast import _core
-from ojs_fast.core.clock import Deadlines, NowMs
+from ojs_fast.core.clock import Deadlines, NowMs, steady_ms
 from ojs_fast.core.cron_entry import Entry, Form
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Jobs
@@ -33,6 +33,12 @@ TICKS_AT_ONCE = 200
 # What an entry remembers of runs that have not ended; only `allow` can have so many.
 MAX_INSTANCES = 100
 MANY_WAITING = 2
+LOOK_AT_CLOCK_S = 1.0
+PUT_BACK_MS = 1000
+# A clock put back by more was wrong: nobody wants to wait until it is there again.
+CORRECTION_MS = 3 * 3_600_000
+# Occurrences that policy `enqueue` keeps back; beyond, the oldest are skipped.
+MAX_WAITING = 1000
 
 Known = tuple[Entry, int]
 
@@ -59,6 +65,7 @@ class Cron:
         self._due = Deadlines(clock, self._tick_all)
         self._known: dict[str, Known] = {}
         self._leads = False
+        self._task: asyncio.Task[None] | None = None
         propagator.on_extra("cron", self._ended)
 
     async def open(self) -> None:
@@ -73,6 +80,7 @@ class Cron:
     async def start(self) -> None:
         """Fire what is due from now on: this node became the leader."""
         self._leads = True
+        self._task = asyncio.create_task(self._watch_clock())
         await self._due.open()
         for name, (entry, _) in self._known.items():
             self._arm(name, entry)
@@ -80,6 +88,9 @@ class Cron:
     async def stop(self) -> None:
         """Stop firing: this node no longer leads."""
         self._leads = False
+        if self._task:
+            self._task.cancel()
+            await asyncio.gather(self._task, return_exceptions=True)
         await self._due.close()
         self._due.clear()
 
@@ -219,22 +230,25 @@ class Cron:
         scheduled_ms = entry.next_ms
         live = await self._live(entry)
         # Whatever was missed meanwhile (a paused leader, a jump of the clock) fires this once.
-        following = entry.schedule.next_after(now_ms, entry.anchor_ms)
-        moved = replace(entry, next_ms=following.at_ms or 0, instances=live)
+        following = entry.next_after(now_ms)
+        moved = replace(entry, next_ms=following.at_ms, instances=live)
         if live and entry.policy == "skip":
             await self._write(moved, revision)
             self._skipped(entry, "overlap_skip", scheduled_ms, live[-1])
         elif entry.policy == "enqueue" and (live or entry.waiting):
-            await self._write(replace(moved, waiting=(*entry.waiting, scheduled_ms)), revision)
+            waiting = (*entry.waiting, scheduled_ms)
+            await self._write(replace(moved, waiting=waiting[-MAX_WAITING:]), revision)
             # The run before may have ended while this was written.
             self._propagator.call_later(self._release(entry.name))
-            if len(entry.waiting) >= MANY_WAITING:
-                log.warning("cron job %s has %d occurrences waiting", entry.name, len(entry.waiting) + 1)
+            if len(waiting) > MAX_WAITING:
+                self._skipped(entry, "overlap_skip", waiting[0], live[-1] if live else "")
+            if len(waiting) > MANY_WAITING:
+                log.warning("cron job %s has %d occurrences waiting", entry.name, len(waiting))
         else:
             if entry.policy == "cancel_previous":
                 await self._cancel(live)
             await self._fire(moved, revision, scheduled_ms)
-        if following.gap_ms is not None:
+        if following.gap_ms:
             self._skipped(entry, "dst_skip", following.gap_ms, "")
 
     async def _live(self, entry: Entry) -> tuple[str, ...]:
@@ -288,6 +302,29 @@ class Cron:
     def _skipped(self, entry: Entry, reason: str, scheduled_ms: int, job_id: str) -> None:
         about = _about(entry, scheduled_ms) | {"reason": reason}
         self._events.announce("cron.skipped", entry.name, about | ({"active_job_id": job_id} if job_id else {}))
+
+    # -- a clock that is put back ----------------------------------------------------------------
+
+    async def _watch_clock(self) -> None:
+        """When the clock is put back, intervals start anew; after a large correction everything does."""
+        ahead_ms = self._clock() - steady_ms()
+        while True:
+            await asyncio.sleep(LOOK_AT_CLOCK_S)
+            before_ms, ahead_ms = ahead_ms, self._clock() - steady_ms()
+            back_ms = before_ms - ahead_ms
+            if back_ms > PUT_BACK_MS:
+                log.warning("the wall clock was put back by %d ms", back_ms)
+                await asyncio.gather(*(self._start_anew(name, back_ms) for name in list(self._known)))
+
+    async def _start_anew(self, name: str, back_ms: int) -> None:
+        entry, revision = self._known[name]
+        if not entry.next_ms or not (entry.is_interval or back_ms > CORRECTION_MS):
+            return
+        now_ms = self._clock()
+        try:
+            await self._write(replace(entry, anchor_ms=now_ms).planned(now_ms), revision)
+        except (RevisionConflict, Unavailable) as error:
+            log.info("cron job %s keeps its next run: %r", name, error)
 
     # -- policy `enqueue` ------------------------------------------------------------------------
 

@@ -1,6 +1,7 @@
 """A registered cron job as it lies in `ojs-cron`: its fields, what they may be, the request of a run. Pure."""
 
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -51,9 +52,17 @@ class Entry:
     waiting: tuple[int, ...] = ()
 
     @property
-    def schedule(self) -> schedule.Schedule:
-        """The expression in its zone."""
-        return schedule.parse(self.expression, self.timezone)
+    def is_interval(self) -> bool:
+        """Whether it counts from its anchor (`@every`) instead of following the calendar."""
+        return schedule.parse(self.expression, self.timezone).every_ms > 0
+
+    def next_after(self, reference_ms: int) -> schedule.Occurrence:
+        """The first occurrence behind an instant; those of an interval keep step with its anchor."""
+        parsed = schedule.parse(self.expression, self.timezone)
+        if parsed.every_ms:
+            passed = max(0, reference_ms - self.anchor_ms) // parsed.every_ms
+            return schedule.Occurrence(self.anchor_ms + (passed + 1) * parsed.every_ms)
+        return parsed.next_after(reference_ms)
 
     def value(self) -> dict[str, Any]:
         """The value in `ojs-cron`."""
@@ -69,8 +78,7 @@ class Entry:
 
     def planned(self, now_ms: int) -> "Entry":
         """With its next occurrence behind `now_ms`, with none while it is disabled."""
-        at_ms = self.schedule.next_after(now_ms, self.anchor_ms).at_ms if self.enabled else None
-        return replace(self, next_ms=at_ms or 0)
+        return replace(self, next_ms=self.next_after(now_ms).at_ms if self.enabled else 0)
 
     def job_request(self, scheduled_ms: int) -> bytes:
         """The enqueue request of one run; its meta names the cron job and the occurrence (ojs-cron section 6.3)."""
@@ -159,11 +167,8 @@ class Form:
         if not expression:
             raise _invalid(key, "missing", "a cron expression such as '0 9 * * MON-FRI' (required)")
         zone = self.text("timezone", 100, "an IANA time zone such as 'Europe/Berlin'") or entry.timezone
-        try:
-            schedule.parse(expression, zone)
-        except schedule.ScheduleError as error:
-            named, received = (key, expression) if error.field == "expression" else ("timezone", zone)
-            raise _invalid(named, f"'{received[:100]}'", f"a usable one: {error}") from None
+        _check("timezone", zone, "UTC or an IANA name such as 'America/New_York'", schedule.find_zone)
+        _check(key, expression, schedule.EXPECTED, lambda text: schedule.parse(text, zone))
         enabled = self._decoded("enabled", bool, "true or false") if self.has("enabled") else entry.enabled
         description = self.text("description", MAX_DESCRIPTION, "a string")
         return replace(
@@ -206,6 +211,13 @@ class Form:
             )
         _check_template(template, at)
         return template
+
+
+def _check(name: str, text: str, expected: str, parse: Callable[[str], object]) -> None:
+    try:
+        parse(text)
+    except schedule.ScheduleError as error:
+        raise _invalid(name, f"'{text[:100]}' ({error})", expected) from None
 
 
 def _check_template(template: dict[str, str], at: str) -> None:

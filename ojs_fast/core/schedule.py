@@ -1,24 +1,26 @@
-"""When a cron expression fires: syntax, time zones and daylight saving (ojs-cron sections 3 to 5). Pure.
+"""When a cron job is due: cron expressions, intervals, time zones (ojs-cron sections 3 to 5). Pure.
 
-croniter does the arithmetic on local wall time; what a wall time means on the day the clocks change is
-decided here: one that does not exist is skipped, one that occurs twice means its first occurrence.
+The expression is checked here and handed to croniter in parts that name the day in one way each, as
+numbers of naive local time; what is on the wall clock becomes an instant here, by zoneinfo.
 """
 
+import calendar
+import functools
 import re
-from collections.abc import Callable
-from dataclasses import dataclass, field
+import zoneinfo
+from collections.abc import Iterator
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
-from zoneinfo import ZoneInfo, available_timezones
 
-from croniter import CroniterError, croniter
+from croniter import CroniterBadDateError, croniter
 
-# The evaluation of schedules is bound to once a second (ojs-cron section 7.3).
-SHORTEST_INTERVAL_MS = 1000
-LONGEST_EXPRESSION = 256
-# What a change of the clocks moves them by at the most, in any zone and year.
-LONGEST_CHANGE = timedelta(hours=24)
-ONE_SECOND = timedelta(seconds=1)
+MAX_EXPRESSION = 500
+MAX_EVERY_MS = 3_153_600_000_000  # 100 years, the bound of every duration
+# Evaluation more than once per second is forbidden (ojs-cron 7.3): shorter intervals are rounded up.
+MIN_EVERY_MS = 1000
+# Longer than the longest wait for a date that exists: 29 February on a given weekday, across 2100.
+LONGEST_WAIT_YEARS = 50
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC).replace(tzinfo=None)
 
 ALIASES = {
     "@yearly": "0 0 1 1 *",
@@ -29,207 +31,265 @@ ALIASES = {
     "@midnight": "0 0 * * *",
     "@hourly": "0 * * * *",
 }
-MONTHS = ("JAN", "FEB", "MAR", "APR", "MAY", "JUN", "JUL", "AUG", "SEP", "OCT", "NOV", "DEC")
-DAYS = ("SUN", "MON", "TUE", "WED", "THU", "FRI", "SAT")
+EXPECTED = "5 fields, 6 with leading seconds, '@every 1h30m', or one of " + ", ".join(ALIASES)
 
-_GO_UNITS_MS = {"h": 3_600_000, "m": 60_000, "s": 1000, "ms": 1}
-_GO_DURATION = re.compile(r"(?:[0-9]{1,9}(?:\.[0-9]{1,9})?(?:h|ms|m|s))+", re.ASCII)
-_GO_PART = re.compile(r"([0-9.]+)(h|ms|m|s)", re.ASCII)
+# fmt: off
+_MONTHS = {"JAN": 1, "FEB": 2, "MAR": 3, "APR": 4, "MAY": 5, "JUN": 6,
+           "JUL": 7, "AUG": 8, "SEP": 9, "OCT": 10, "NOV": 11, "DEC": 12}
+_WEEKDAYS = {"SUN": 0, "MON": 1, "TUE": 2, "WED": 3, "THU": 4, "FRI": 5, "SAT": 6}
+# fmt: on
+_EVERY_UNITS_MS = {"ms": 1, "s": 1000, "m": 60_000, "h": 3_600_000}
+_EVERY = re.compile(r"(?:\d{1,15}(?:\.\d{1,9})?(?:ms|s|m|h))+", re.ASCII)
+_EVERY_PART = re.compile(r"([\d.]+)(ms|s|m|h)", re.ASCII)
+# Abbreviations and offsets among the IANA names: EST, CET, EST5EDT, GMT+0, PRC; and what is no place at all.
+_NO_PLACE = re.compile(r"[A-Z0-9+-]+|Factory|localtime|posixrules", re.ASCII)
+_ONE_S = timedelta(seconds=1)
 
 
 class ScheduleError(ValueError):
-    """The expression or time zone cannot be used; `field` names which of them, the message says why."""
-
-    def __init__(self, field_name: str, reason: str) -> None:
-        super().__init__(reason)
-        self.field = field_name
+    """An expression or a time zone is not acceptable; the message is the reason."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Occurrence:
+    """An instant at which a cron job is due, in epoch ms.
+
+    `gap_ms`: the instant of the first daylight-saving gap before it that swallowed an occurrence, 0 = none.
+    """
+
+    at_ms: int
+    gap_ms: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class _Field:
     name: str
     low: int
     high: int
-    names: tuple[str, ...] = ()
-    first_name: int = 0
+    names: dict[str, int]
 
-    def number(self, text: str) -> int:
-        """A value or a name. Raises ScheduleError."""
-        if text.upper() in self.names:
-            return self.names.index(text.upper()) + self.first_name
-        if not (text.isascii() and text.isdigit() and self.low <= int(text[:9]) <= self.high):
-            raise ScheduleError("expression", f"{self.name} '{text}' is not from {self.low} to {self.high}")
-        return int(text)
+    def value(self, text: str) -> int:
+        number = int(text) if text.isdigit() and len(text) < 3 else self.names.get(text, -1)
+        if not self.low <= number <= self.high:
+            names = f" or {next(iter(self.names))}-{list(self.names)[-1]}" if self.names else ""
+            raise ScheduleError(f"{self.name} '{text}' is not in {self.low}-{self.high}{names}")
+        return number
 
-    def check(self, text: str) -> str:
-        """Check one comma-separated list; returns it as croniter spells it. Raises ScheduleError."""
-        return ",".join(self._element(part) for part in text.split(","))
+    def values(self, item: str) -> range:
+        """The numbers that one item of a list stands for: `*`, `a`, `a-b`, each perhaps with `/step`."""
+        body, slash, step_text = item.partition("/")
+        step = 1
+        if slash:
+            step = int(step_text) if step_text.isdigit() and len(step_text) < 3 else 0
+            if not 1 <= step <= self.high:
+                raise ScheduleError(f"the step of {self.name} '{item}' is not in 1-{self.high}")
+        # 7 is Sunday again, but only where it is written.
+        top = 6 if self is _WEEKDAY else self.high
+        if body == "*":
+            return range(self.low, top + 1, step)
+        first, dash, last = body.partition("-")
+        low = self.value(first)
+        if not dash:
+            low = low % 7 if self is _WEEKDAY else low
+            return range(low, (top if slash else low) + 1, step)
+        high = 7 if self is _WEEKDAY and last == "SUN" else self.value(last)
+        if low > high:
+            raise ScheduleError(f"the range of {self.name} '{item}' runs backwards")
+        return range(low, high + 1, step)
 
-    def _element(self, part: str) -> str:
-        upper = part.upper()
-        if self.name == "day of month" and (upper == "L" or (upper.endswith("W") and upper[:-1].isdigit())):
-            return upper if upper == "L" else f"{self.number(upper[:-1])}W"
-        if self.name == "day of week":
-            if "#" in part:
-                day, _, nth = part.partition("#")
-                if nth not in ("1", "2", "3", "4", "5"):
-                    raise ScheduleError("expression", f"{self.name} '{part}' must end in #1 to #5")
-                return f"{self.number(day) % 7}#{nth}"
-            if len(upper) > 1 and (upper.endswith("L") or upper.startswith("L")):
-                return f"L{self.number(upper.strip('L')) % 7}"
-        return self._range(part)
-
-    def _range(self, part: str) -> str:
-        body, slash, step = part.partition("/")
-        if slash and not (step.isascii() and step.isdigit() and 1 <= int(step[:9]) <= self.high):
-            raise ScheduleError("expression", f"{self.name} step '{step}' is not from 1 to {self.high}")
-        if body != "*":
-            first, dash, last = body.partition("-")
-            low = self.number(first)
-            if dash:
-                high = self.number(last)
-                if high == 0 and self.name == "day of week":
-                    high = 7  # SAT-SUN
-                if high < low:
-                    raise ScheduleError("expression", f"{self.name} range '{body}' ends before it starts")
-                if high == low:
-                    return str(low)  # croniter reads `0-0` as `*`
-                body = f"{low}-{high}"
-            else:
-                # `5/15` means from 5 on; croniter reads it as 5 alone unless the end is named.
-                body = f"{low}-{self.high}" if slash else str(low)
-        return body + slash + step
+    def text(self, items: list[str]) -> str:
+        """The field for croniter: every value spelled out, since `5-5` means all of them to it."""
+        values = sorted({value % 7 if self is _WEEKDAY else value for item in items for value in self.values(item)})
+        full = self.high - self.low + (0 if self is _WEEKDAY else 1)
+        return "*" if len(values) == full else ",".join(map(str, values))
 
 
-_FIELDS = (
-    _Field("second", 0, 59),
-    _Field("minute", 0, 59),
-    _Field("hour", 0, 23),
-    _Field("day of month", 1, 31),
-    _Field("month", 1, 12, MONTHS, 1),
-    _Field("day of week", 0, 7, DAYS),
-)
+_SECOND = _Field("second", 0, 59, {})
+_MINUTE = _Field("minute", 0, 59, {})
+_HOUR = _Field("hour", 0, 23, {})
+_DAY = _Field("day of month", 1, 31, {})
+_MONTH = _Field("month", 1, 12, _MONTHS)
+_WEEKDAY = _Field("day of week", 0, 7, _WEEKDAYS)
 
 
-@dataclass(frozen=True)
-class Next:
-    """The next occurrence (epoch ms), None when there is none; `gap_ms`: the change of clocks that swallowed one."""
+class _Part:
+    """A part of an expression that names the day in one way; the expression is due when any part is."""
 
-    at_ms: int | None
-    gap_ms: int | None = None
+    __slots__ = ("_nearest_to", "_search")
 
-
-@dataclass(frozen=True)
-class Schedule:
-    """A checked expression in its zone. `every_ms` > 0: an interval, anchored outside."""
-
-    fields: str
-    zone: ZoneInfo
-    every_ms: int = 0
-    _cron: croniter | None = field(default=None, compare=False, repr=False)
-
-    def next_after(self, reference_ms: int, anchor_ms: int) -> Next:
-        """The first occurrence behind `reference_ms`; intervals count from `anchor_ms`."""
-        if self.every_ms:
-            passed = max(0, reference_ms - anchor_ms) // self.every_ms
-            return Next(anchor_ms + (passed + 1) * self.every_ms)
-        assert self._cron is not None
-        wall = self._wall_after(reference_ms)
-        gap_ms: int | None = None
-        while True:
-            try:
-                self._cron.set_current(wall, force=True)
-                candidate: datetime = self._cron.get_next(datetime)
-                at_ms = self._instant_ms(candidate)
-            except (CroniterError, OverflowError, ValueError):
-                return Next(None, gap_ms)
-            if at_ms is None:
-                end = self._first(candidate, lambda wall: self._instant_ms(wall) is not None)
-                gap_ms = self._instant_ms(end)
-                wall = end - ONE_SECOND
-            elif at_ms > reference_ms:
-                return Next(at_ms, gap_ms)
-            else:
-                wall = candidate
-
-    def _wall_after(self, reference_ms: int) -> datetime:
-        local = datetime.fromtimestamp(reference_ms // 1000, UTC).astimezone(self.zone)
-        wall = local.replace(tzinfo=None, fold=0)
-        if not local.fold:
-            return wall
-        # The hour occurs for the second time: what it names has fired; go to where it ends.
-        return self._first(wall, lambda w: (self._instant_ms(w) or 0) > reference_ms) - ONE_SECOND
-
-    def _instant_ms(self, wall: datetime) -> int | None:
-        """The first instant with this wall time; None when the clocks jump over it."""
-        instant = wall.replace(tzinfo=self.zone).astimezone(UTC)
-        if instant.astimezone(self.zone).replace(tzinfo=None, fold=0) != wall:
-            return None
-        return int(instant.timestamp()) * 1000
-
-    def _first(self, wall: datetime, holds: Callable[[datetime], bool]) -> datetime:
-        # The first wall time from `wall` on for which something holds that then goes on to hold.
-        low, high = 0, int(LONGEST_CHANGE.total_seconds())
-        while low < high:
-            middle = (low + high) // 2
-            if holds(wall + timedelta(seconds=middle)):
-                high = middle
-            else:
-                low = middle + 1
-        return wall + timedelta(seconds=low)
-
-
-def parse_zone(name: str) -> ZoneInfo:
-    """An IANA zone (ojs-cron section 5.1). Raises ScheduleError for offsets, abbreviations and unknown names."""
-    # Names without a region are offsets in disguise (EST, CET, EST5EDT); UTC is the one that is none.
-    if name == "UTC" or ("/" in name and name in _zones()):
-        return ZoneInfo(name)
-    raise ScheduleError(
-        "timezone",
-        f"'{name[:60]}' is no IANA time zone; expected UTC or a name such as 'America/New_York', no offset and no "
-        "abbreviation",
-    )
-
-
-@lru_cache(maxsize=1)
-def _zones() -> frozenset[str]:
-    return frozenset(available_timezones())
-
-
-@lru_cache(maxsize=16_384)
-def parse(expression: str, zone_name: str = "UTC") -> Schedule:
-    """Check an expression (ojs-cron sections 3 and 4). Raises ScheduleError."""
-    zone = parse_zone(zone_name)
-    text = expression.strip()
-    if len(text) > LONGEST_EXPRESSION:
-        raise ScheduleError("expression", f"it has {len(text)} characters; expected at most {LONGEST_EXPRESSION}")
-    if text.startswith("@"):
-        word, _, rest = text.partition(" ")
-        if word == "@every":
-            return Schedule(text, zone, _interval_ms(rest.strip()))
-        if text.lower() not in ALIASES:
-            known = ", ".join([*ALIASES, "@every 1h30m"])
-            raise ScheduleError("expression", f"'{text}' is unknown; expected one of {known}")
-        text = ALIASES[text.lower()]
-    tokens = text.split()
-    if len(tokens) not in (5, 6):
-        raise ScheduleError(
-            "expression", f"it has {len(tokens)} fields; expected 5 (minute hour day month weekday) or 6 (second first)"
+    def __init__(self, expression: str, nearest_to: int = 0) -> None:
+        self._search = croniter(
+            expression, LONG_AGO, second_at_beginning=True, max_years_between_matches=LONGEST_WAIT_YEARS
         )
-    fields = " ".join(f.check(token) for f, token in zip(_FIELDS[-len(tokens) :], tokens, strict=True))
-    try:
-        cron = croniter(fields, datetime(2000, 1, 1), second_at_beginning=True)  # noqa: DTZ001 - wall time
-        cron.get_next(datetime)
-    except CroniterError as error:
-        reason = "it never fires: there is no such date" if "failed to find" in str(error) else str(error)
-        raise ScheduleError("expression", reason) from None
-    return Schedule(fields, zone, 0, cron)
+        self._nearest_to = nearest_to
+
+    def next_wall(self, after: datetime) -> datetime | None:
+        """The first local time behind `after`, None when there is none."""
+        last_year = after.year + LONGEST_WAIT_YEARS
+        while after.year <= last_year:
+            try:
+                found: datetime = self._search.get_next(datetime, start_time=after)
+            except CroniterBadDateError:
+                return None
+            last_day = calendar.monthrange(found.year, found.month)[1]
+            if self._nearest_to <= last_day:
+                return found
+            # croniter takes 31W for the last working day of a shorter month; that month has no 31st.
+            after = found.replace(day=last_day, hour=23, minute=59, second=59)
+        return None
 
 
-def _interval_ms(text: str) -> int:
-    if not _GO_DURATION.fullmatch(text):
-        raise ScheduleError("expression", f"'{text[:60]}' is no duration; expected one such as 30m, 1h30m or 45s")
-    total = sum(float(amount) * _GO_UNITS_MS[unit] for amount, unit in _GO_PART.findall(text))
-    if not 0 < total <= 10 * 365 * 86_400_000:
-        raise ScheduleError("expression", f"the interval '{text[:60]}' is not above zero and at most ten years")
-    return max(SHORTEST_INTERVAL_MS, round(total))
+class Schedule:
+    """A checked expression in its time zone; made by `parse`."""
+
+    __slots__ = ("_parts", "_zone", "every_ms")
+
+    def __init__(self, parts: tuple[_Part, ...], zone: zoneinfo.ZoneInfo, every_ms: int) -> None:
+        self._parts = parts
+        self._zone = zone
+        self.every_ms = every_ms
+        """The length of an interval (`@every`), 0 for a calendar expression."""
+
+    def next_after(self, epoch_ms: int) -> Occurrence:
+        """The first occurrence later than an instant; for an interval, that instant is its anchor.
+
+        A local time that a daylight-saving gap leaves out is passed over, of a repeated one only the
+        first counts (ojs-cron 5.2).
+        """
+        if self.every_ms:
+            return Occurrence(epoch_ms + self.every_ms)
+        instant = datetime.fromtimestamp(epoch_ms // 1000, UTC)
+        after = self._wall(instant)
+        if instant.astimezone(self._zone).fold:
+            first = after.replace(tzinfo=self._zone).astimezone(UTC)
+            after = self._wall(self._change(first, instant) - _ONE_S)
+        gap_ms = 0
+        while True:
+            wall = self._next_wall(after)
+            at = wall.replace(tzinfo=self._zone).astimezone(UTC)
+            if self._wall(at) == wall:
+                return Occurrence(_epoch_ms(at), gap_ms)
+            change = self._change(wall.replace(tzinfo=self._zone, fold=1).astimezone(UTC), at)
+            gap_ms = gap_ms or _epoch_ms(change)
+            after = self._wall(change) - _ONE_S
+
+    def _next_wall(self, after: datetime) -> datetime:
+        return min(found for part in self._parts if (found := part.next_wall(after)) is not None)
+
+    def _wall(self, instant: datetime) -> datetime:
+        return instant.astimezone(self._zone).replace(tzinfo=None, fold=0)
+
+    def _change(self, before: datetime, after: datetime) -> datetime:
+        """The instant, in seconds, at which the zone's offset changes between two others."""
+        offset = before.astimezone(self._zone).utcoffset()
+        while after - before > _ONE_S:
+            middle = before + (after - before) // 2
+            middle = middle.replace(microsecond=0)
+            if middle.astimezone(self._zone).utcoffset() == offset:
+                before = middle
+            else:
+                after = middle
+        return after
+
+
+def _epoch_ms(instant: datetime) -> int:
+    return int(instant.timestamp()) * 1000
+
+
+@functools.lru_cache(maxsize=16_384)
+def parse(expression: str, timezone: str) -> Schedule:
+    """Check an expression and an IANA time zone. Raises ScheduleError with the reason."""
+    zone = find_zone(timezone)
+    text = ALIASES.get(expression.strip().lower(), expression)
+    words = text.split()
+    if not words:
+        raise ScheduleError("it is empty")
+    if not text.isascii():
+        raise ScheduleError("it has characters beyond ASCII")
+    if len(text) > MAX_EXPRESSION:
+        raise ScheduleError(f"it has more than {MAX_EXPRESSION} characters")
+    if words[0].lower() == "@every":
+        return Schedule((), zone, _parse_every(words[1:]))
+    if words[0].startswith("@"):
+        raise ScheduleError(f"'{words[0]}' is no alias")
+    if len(words) not in (5, 6):
+        raise ScheduleError(f"it has {len(words)} field{'s' if len(words) > 1 else ''}")
+    # A part that never fires contributes no date, and costs a search of decades each time.
+    parts = tuple(part for part in _parse_fields(words) if part.next_wall(LONG_AGO) is not None)
+    if not parts:
+        raise ScheduleError("it never fires: no such date exists")
+    return Schedule(parts, zone, 0)
+
+
+def find_zone(name: str) -> zoneinfo.ZoneInfo:
+    """A zone by its IANA name (ojs-cron 5.1: no offsets, no abbreviations). Raises ScheduleError."""
+    if name == "UTC":
+        return zoneinfo.ZoneInfo(name)
+    if _NO_PLACE.fullmatch(name):
+        raise ScheduleError("it is an abbreviation or an offset, which say nothing about daylight saving")
+    if name not in _zone_names():
+        raise ScheduleError("there is no such time zone")
+    return zoneinfo.ZoneInfo(name)
+
+
+@functools.cache
+def _zone_names() -> frozenset[str]:
+    return frozenset(zoneinfo.available_timezones())
+
+
+def _parse_every(words: list[str]) -> int:
+    text = "".join(words)
+    if len(words) != 1 or not _EVERY.fullmatch(text):
+        raise ScheduleError("the duration of @every must be like 1h30m, 45s or 500ms")
+    total_ms = sum(float(number) * _EVERY_UNITS_MS[unit] for number, unit in _EVERY_PART.findall(text))
+    if not 0 < total_ms <= MAX_EVERY_MS:
+        raise ScheduleError("the duration of @every is not above 0 and at most 100 years")
+    return max(MIN_EVERY_MS, round(total_ms))
+
+
+def _parse_fields(words: list[str]) -> Iterator[_Part]:
+    seconds, minute, hour, day, month, weekday = (["0"] if len(words) == 5 else []) + [word.upper() for word in words]
+    time = " ".join(
+        field.text(word.split(",")) for field, word in ((_SECOND, seconds), (_MINUTE, minute), (_HOUR, hour))
+    )
+    months = _MONTH.text(month.split(","))
+    days, weekdays = day.split(","), weekday.split(",")
+    day_parts = [_Part(f"{time} {text} {months} *", nearest_to) for text, nearest_to in _days(days)]
+    weekday_parts = [_Part(f"{time} * {months} {text}") for text in _weekdays(weekdays)]
+    # As in every cron: a day that matches either field, unless one of them is `*`.
+    if "*" not in days:
+        yield from day_parts
+    if "*" not in weekdays:
+        yield from weekday_parts
+    if "*" in days and "*" in weekdays:
+        yield _Part(f"{time} * {months} *")
+
+
+def _days(items: list[str]) -> Iterator[tuple[str, int]]:
+    """`(field for croniter, day of an nW)` of each way in which the day of month is named."""
+    plain = []
+    for item in items:
+        if item == "L":
+            yield "L", 0
+        elif item.endswith("W"):
+            yield item, _DAY.value(item[:-1])
+        else:
+            plain.append(item)
+    if plain:
+        yield _DAY.text(plain), 0
+
+
+def _weekdays(items: list[str]) -> Iterator[str]:
+    plain = []
+    for item in items:
+        name, number_sign, nth = item.partition("#")
+        if number_sign:
+            if nth not in ("1", "2", "3", "4", "5"):
+                raise ScheduleError(f"the number behind # of day of week '{item}' is not in 1-5")
+            yield f"{_WEEKDAY.value(name) % 7}#{nth}"
+        elif len(item) > 1 and (item.startswith("L") or item.endswith("L")):
+            yield f"L{_WEEKDAY.value(item.removeprefix('L') if item[0] == 'L' else item[:-1]) % 7}"
+        else:
+            plain.append(item)
+    if plain:
+        yield _WEEKDAY.text(plain)

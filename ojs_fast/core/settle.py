@@ -63,7 +63,8 @@ class Settler:
         """`active` → completed, one round trip on the claiming node. Raises OJSError, Unavailable."""
 
         def apply(record: _core.Record, now_ms: int) -> None:
-            keeps_no_result = record.extra is not None and record.extra.get("ttl") == 0
+            # A workflow hands results on, so its jobs keep theirs until it has ended.
+            keeps_no_result = record.extra is not None and record.extra.get("ttl") == 0 and "wf" not in record.extra
             record.complete(now_ms, b"" if keeps_no_result else result)
 
         record, stored = await self._settle(job_id, worker_id, "ack", apply)

@@ -105,6 +105,18 @@ async def test_a_clock_that_is_put_back_fires_nothing_twice(node: Node, wall: Wa
     assert told == sorted(set(told)), "an occurrence fired twice"
 
 
+@pytest.mark.parametrize(("expression", "hours"), [("@every 1s", -1), ("@every 1s", -100), ("* * * * * *", -100)])
+async def test_a_clock_that_is_put_back_stops_nothing(
+    node: Node, wall: WallClock, expression: str, hours: float
+) -> None:
+    """Intervals go on at once; after a large correction so does everything else."""
+    await register(node, expression)
+    await eventually(lambda: fetch(node), "a run")
+    wall.jump(hours)
+    before = node.cron.all()[0].run_count
+    await eventually(lambda: node.cron.all()[0].run_count >= before + 2, "it goes on")
+
+
 async def state(node: Node, job_id: str, expected: str) -> bool:
     """Whether a job is in a state."""
     return bool(orjson.loads(await node.jobs.get(job_id))["state"] == expected)
