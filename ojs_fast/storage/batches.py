@@ -7,14 +7,11 @@ batch by batch. Knows records only as bytes.
 
 import asyncio
 from collections import deque
-from functools import partial
 
 from ojs_fast.storage.errors import BatchRefused, KeyTaken
 from ojs_fast.storage.records import ATOMIC_BATCH_DEFAULT, Records
 
 COMMITS_AT_ONCE = 1
-# After a commit that several shared: their clients' next batches come together if the first of them waits.
-LINGER_S = 0.0015
 SHARED_BYTES = 8 * 1024 * 1024
 
 Batch = list[tuple[str, bytes]]
@@ -29,7 +26,6 @@ class BatchWriter:
         self._records = records
         self._waiting: deque[_Member] = deque()
         self._commits: set[asyncio.Task[None]] = set()
-        self._lingers = False
 
     async def create_all(self, batch: Batch) -> int:
         """Write one batch; the revision of its last record, the others' are contiguous below it.
@@ -42,23 +38,13 @@ class BatchWriter:
         return await future
 
     def _start(self) -> None:
-        while self._waiting and not self._lingers and len(self._commits) < COMMITS_AT_ONCE:
-            group = self._next_group()
-            task = asyncio.create_task(self._commit(group))
+        while self._waiting and len(self._commits) < COMMITS_AT_ONCE:
+            task = asyncio.create_task(self._commit(self._next_group()))
             self._commits.add(task)
-            task.add_done_callback(partial(self._ended, len(group)))
+            task.add_done_callback(self._ended)
 
-    def _ended(self, members: int, task: "asyncio.Task[None]") -> None:
+    def _ended(self, task: "asyncio.Task[None]") -> None:
         self._commits.discard(task)
-        waiting = sum(len(batch) for batch, _ in self._waiting)
-        if members + len(self._waiting) > 1 and waiting < ATOMIC_BATCH_DEFAULT:
-            self._lingers = True
-            asyncio.get_running_loop().call_later(LINGER_S, self._resume)
-        else:
-            self._start()
-
-    def _resume(self) -> None:
-        self._lingers = False
         self._start()
 
     def _next_group(self) -> list[_Member]:

@@ -36,6 +36,7 @@ class Crowd:
         self.stored = 0
         self.refused = 0
         self.completed = 0
+        self.pressed = asyncio.Event()
 
     async def produce(self, http: Http) -> None:
         """Enqueue until enough is stored; refusals come back at once."""
@@ -44,10 +45,13 @@ class Crowd:
             with contextlib.suppress(Broken):
                 status, _ = await http.call("POST", "/jobs", body)
                 self.stored += status == 201
-                self.refused += status == 429
+                if status == 429:
+                    self.refused += 1
+                    self.pressed.set()
 
     async def work(self, http: Http) -> None:
-        """Complete one job after the other."""
+        """Complete one job after the other, from the moment on when the queue was full."""
+        await self.pressed.wait()
         while self.stored < JOBS:
             with contextlib.suppress(Broken):
                 for job in await http.fetch(self.queue, 3):
