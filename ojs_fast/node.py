@@ -4,6 +4,7 @@ The only place, with app.py, that sees storage and core at once.
 """
 
 import asyncio
+import contextlib
 import logging
 import secrets
 import time
@@ -53,6 +54,7 @@ from ojs_fast.storage.buckets import Outbox
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.event_log import EventLog
+from ojs_fast.storage.intents import IntentLog
 from ojs_fast.storage.leases import Leases
 from ojs_fast.storage.queue_counts import QueueCounts
 from ojs_fast.storage.records import Records
@@ -77,9 +79,9 @@ class Node:
         outbox = Outbox(self.connection)
         self.work = WorkQueue(self.connection, settings.nats_replicas)
         records = Records(self.connection)
-        self.stores = Stores(
-            self.connection, records, BatchWriter(records), self.work, outbox, EventLog(self.connection)
-        )
+        intents = IntentLog(self.connection, records, self.node_id)
+        batches = BatchWriter(records, intents, write_ahead=settings.is_embedded and settings.durability == "interval")
+        self.stores = Stores(self.connection, records, batches, intents, self.work, outbox, EventLog(self.connection))
         self.leases = Leases(self.connection, self.node_id, boot_id, clock)
         self.events = Events(self.stores.event_log, self.node_id, clock)
         self.queues = Queues(self.connection, clock)
@@ -232,6 +234,8 @@ class Node:
         await self.tallies.close()
         await self.leases.close()
         self.stores.event_log.flush()
+        with contextlib.suppress(Unavailable):  # without NATS the next leader tidies up
+            await self.stores.intents.close()
         await self.connection.close()
         log.info("node is down", extra={"node_id": self.node_id})
 
@@ -248,6 +252,8 @@ class Node:
     async def _reconcile_loop(self) -> None:
         while True:
             try:
+                for job_id in await self.stores.intents.settle():
+                    self.propagator.doubt(job_id)
                 await self.reconciler.after_cut()
                 await self.reconciler.after_deaths()
                 if self.leases.is_leader and await self.reconciler.run():
@@ -290,6 +296,7 @@ class Node:
             await self.connection.reply(msg, answer)
 
     def _forget(self) -> None:
+        self.stores.intents.forget()
         self.admission.forget()
         self.queues.forget()
         self.claims.clear()

@@ -211,11 +211,20 @@ class Jobs:
 
     async def enqueue_batch(self, body: bytes, ticket: Ticket | None = None) -> list[bytes]:
         """Store many jobs, all or none; the records' bytes in the order given. Raises OJSError."""
+        made: set[str] = set()
+
+        def new_id(now_ms: int) -> str:
+            id_ = self._ids.next(now_ms)
+            made.add(id_)
+            return id_
+
         try:
-            records = _core.parse_batch(body, self._clock(), self._ids.next, self._settings.max_depth, MAX_BATCH)
+            records = _core.parse_batch(body, self._clock(), new_id, self._settings.max_depth, MAX_BATCH)
         except (ValueError, TypeError) as error:
             raise refused(error) from None
-        self._refuse_twins(records)
+        ids_are_new = len(made) == len(records)
+        if not ids_are_new:
+            self._refuse_twins(records)
         for record in records:
             record.node_id = self._node_id
         if self._queues.rules:
@@ -225,8 +234,8 @@ class Jobs:
         await self._open_levels([r for r in records if not self._queues.knows(r.queue, r.priority)])
         grants = await self._enter(records, ticket) if self._queues.rules else None
         try:
-            last = await self._stores.batches.create_all(batch)
-            await self._follow_batch(records, batch, last - len(batch) + 1)
+            revisions = await self._stores.batches.create_all(batch, ids_are_new=ids_are_new)
+            await self._follow_batch(records, batch, revisions)
         except KeyTaken as taken:
             raise _duplicate(str(taken)) from None
         except BatchRefused as error:
@@ -281,13 +290,16 @@ class Jobs:
                 )
             seen.add(record.id)
 
-    async def _follow_batch(self, records: list[_core.Record], batch: list[tuple[str, bytes]], first: int) -> None:
+    async def _follow_batch(
+        self, records: list[_core.Record], batch: list[tuple[str, bytes]], revisions: list[int]
+    ) -> None:
         # One flush, so all work messages share one PubAck; waiting for the last waits for all.
-        waiting = {
-            published
-            for number, (record, (_, stored)) in enumerate(zip(records, batch, strict=True))
-            if (published := self._propagator.follow(record, stored, first + number)) is not None
-        }
+        waiting = set()
+        for record, (job_id, stored), revision in zip(records, batch, revisions, strict=True):
+            if not revision:
+                self._propagator.doubt(job_id)
+            elif (published := self._propagator.follow(record, stored, revision)) is not None:
+                waiting.add(published)
         for published in waiting:
             try:
                 await published

@@ -108,6 +108,8 @@ class Reconciler:
             return 0
         since_ms = min(renewed_ms for _, renewed_ms in dead) - MARGIN_MS
         log.info("reconciling after %d dead nodes", len(dead))
+        # First, so that the replay finds what this writes, and before any other node runs half a batch.
+        await self._stores.intents.finish_dead(self._leases.live_nodes())
         self._inheritance.begin({node_id for node_id, _ in dead})
         repaired, seen = await self._replay(since_ms)
         await self._inheritance.take_over(seen)

@@ -6,6 +6,7 @@ from ojs_fast.storage.batches import BatchWriter
 from ojs_fast.storage.buckets import Outbox
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.event_log import EventLog
+from ojs_fast.storage.intents import IntentLog
 from ojs_fast.storage.records import Records
 from ojs_fast.storage.work import WorkQueue
 
@@ -17,6 +18,7 @@ class Stores:
     connection: Connection
     records: Records
     batches: BatchWriter
+    intents: IntentLog
     work: WorkQueue
     outbox: Outbox
     event_log: EventLog

@@ -1,20 +1,20 @@
-"""Group commit for batches: those that wait while commits are under way share the next one.
+"""Batches: written ahead where that is safe, else by atomic batches with group commit.
 
-An atomic batch costs nats-server about 2 ms before its first message (docs/performance.md), so many small
-ones at once are dear. Sharing keeps each of them all-or-nothing: a commit that is refused is tried again
-batch by batch. Knows records only as bytes.
+Those that wait while a commit is under way share the next one: an atomic batch costs nats-server about 2 ms before
+its first message (docs/performance.md). Sharing keeps each of them all-or-nothing: a commit that is refused is tried
+again batch by batch. Knows records only as bytes.
 """
 
 import asyncio
 from collections import deque
 
 from ojs_fast.storage.errors import BatchRefused, KeyTaken
+from ojs_fast.storage.intents import Batch, IntentLog
 from ojs_fast.storage.records import ATOMIC_BATCH_DEFAULT, Records
 
 COMMITS_AT_ONCE = 1
 SHARED_BYTES = 8 * 1024 * 1024
 
-Batch = list[tuple[str, bytes]]
 # A batch and who waits for the revision of its last record.
 _Member = tuple[Batch, "asyncio.Future[int]"]
 
@@ -22,20 +22,27 @@ _Member = tuple[Batch, "asyncio.Future[int]"]
 class BatchWriter:
     """Creates many records at once, each batch all or nothing."""
 
-    def __init__(self, records: Records) -> None:
+    def __init__(self, records: Records, intents: IntentLog, *, write_ahead: bool) -> None:
+        """`write_ahead`: NATS is ours alone and acknowledges before it syncs."""
         self._records = records
+        self._intents = intents
+        self._write_ahead = write_ahead
         self._waiting: deque[_Member] = deque()
         self._commits: set[asyncio.Task[None]] = set()
 
-    async def create_all(self, batch: Batch) -> int:
-        """Write one batch; the revision of its last record, the others' are contiguous below it.
+    async def create_all(self, batch: Batch, *, ids_are_new: bool = False) -> list[int]:
+        """Create the records of one batch; their revisions, 0 for one that was changed meanwhile.
 
-        Raises KeyTaken, BatchRefused, Unavailable; see `Records.create_all`.
+        `ids_are_new`: this node has just made all ids. Raises KeyTaken, BatchRefused, Unavailable; see
+        `Records.create_all`.
         """
+        if ids_are_new and self._write_ahead and self._intents.fits(batch):
+            return await self._intents.create_all(batch)
         future: asyncio.Future[int] = asyncio.get_running_loop().create_future()
         self._waiting.append((batch, future))
         self._start()
-        return await future
+        last = await future
+        return list(range(last - len(batch) + 1, last + 1))
 
     def _start(self) -> None:
         while self._waiting and len(self._commits) < COMMITS_AT_ONCE:

@@ -121,13 +121,13 @@ class Bucket:
         state = answer["state"]
         return len(state.get("subjects") or {}) if keys != ">" else int(state["messages"])
 
-    async def keys(self) -> list[str]:
-        """Every key, markers of recent deletions included, sorted. Raises Unavailable."""
+    async def keys(self, keys: str = ">") -> list[str]:
+        """Every key that matches, markers of recent deletions included, sorted. Raises Unavailable."""
         found: list[str] = []
         while True:
             answer = await self._connection.api(
                 f"STREAM.INFO.{names.bucket_stream(self.name)}",
-                {"subjects_filter": names.bucket_subject(self.name, ">"), "offset": len(found)},
+                {"subjects_filter": names.bucket_subject(self.name, keys), "offset": len(found)},
             )
             if "error" in answer:
                 raise Unavailable(f"stream info failed: {answer['error'].get('description')}")

@@ -194,7 +194,7 @@ class Records:
 
         `[(job id, record bytes, revision)]` in order of revision. Raises Unavailable.
         """
-        query: dict[str, Any] = {"next_by_subj": _PREFIX + ">", "batch": READ_AT_ONCE}
+        query: dict[str, Any] = {"next_by_subj": _PREFIX + "*", "batch": READ_AT_ONCE}
         query |= {"seq": after + 1} if after else {"start_time": start_time}
         return [
             (message.stored_subject[len(_PREFIX) :], message.data, message.sequence)

@@ -95,11 +95,11 @@ class Members:
         batch = [(record.id, stored) for record, stored in made]
         if len(batch) >= WORTH_A_BATCH:
             try:
-                last = await self._stores.batches.create_all(batch)
+                revisions = await self._stores.batches.create_all(batch)
             except (KeyTaken, BatchRefused) as error:
                 log.debug("members are created one by one: %r", error)
             else:
-                await self._follow(made, range(last - len(made) + 1, last + 1))
+                await self._follow(made, revisions)
                 return
         outcomes = await asyncio.gather(
             *(self._stores.records.create(id_, stored) for id_, stored in batch), return_exceptions=True
@@ -112,7 +112,7 @@ class Members:
             elif isinstance(outcome, BaseException):
                 raise outcome
 
-    async def _follow(self, made: list[_Made], revisions: "range | list[int]") -> None:
+    async def _follow(self, made: list[_Made], revisions: list[int]) -> None:
         # All work messages first, in order; their one PubAck is awaited after that.
         waiting = [
             published
