@@ -183,7 +183,7 @@ TABLE: tuple[Setting, ...] = (
     ),
     Setting("OJS_DATA_DIR", "data_dir", _path, "./data", "a directory", "where the embedded NATS keeps everything"),
     Setting(
-        "OJS_DURABILITY", "durability", _choice("always", "interval"), "interval", "always or interval",
+        "OJS_DURABILITY", "durability", _choice("always", "interval"), "always", "always or interval",
         "embedded NATS: fsync before each acknowledgement (always) or every second (interval)",
     ),
     Setting("OJS_NATS_REPLICAS", "nats_replicas", _replicas, "1", "1, 3 or 5", "replicas of every stream and bucket"),

@@ -196,7 +196,9 @@ class Node:
         settings = self.settings
         await self.connection.open(servers, name=f"ojs-fast {self.node_id}")
         wanted = topology.streams(settings.nats_replicas, settings.events_max_age_s, settings.events_max_bytes)
-        await topology.ensure(self.connection, wanted)
+        atomic = await topology.ensure(self.connection, wanted)
+        if settings.is_embedded and settings.durability == "always":
+            self.connection.commit_in_groups(atomic)
         self.work.open()
         await self.stores.outbox.open()
         await self.propagator.open()

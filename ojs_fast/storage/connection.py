@@ -10,7 +10,7 @@ import itertools
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 import nats
@@ -20,6 +20,7 @@ from nats.aio.msg import Msg
 
 from ojs_fast import _core
 from ojs_fast.storage.errors import TopologyError, Unavailable
+from ojs_fast.storage.group_commit import GroupCommit
 from ojs_fast.storage.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -69,6 +70,8 @@ class Connection:
         self._on_disconnect: list[Callable[[], None]] = []
         self._on_delivery: Callable[[_core.WireMessage], None] = _ignore
         self._on_flush: Callable[[], None] = lambda: None
+        # By `_stream_token`; empty unless NATS syncs before it acknowledges.
+        self._groups: dict[str, GroupCommit] = {}
         self.messages_sent = 0
         #: The largest record that the server takes, as a work message too.
         self.max_record_bytes = 1024 * 1024 - FRAME_BYTES
@@ -221,6 +224,14 @@ class Connection:
         The future raises Unavailable when the connection is lost or no PubAck comes in 5 s; the write
         may have been applied all the same.
         """
+        if self._groups:
+            group = self._groups.get(_stream_token(subject))
+            if group is not None:
+                return group.write(subject, payload, header)
+        return self.write_alone(subject, payload, header)
+
+    def write_alone(self, subject: str, payload: bytes, header: bytes = b"") -> "asyncio.Future[PubAck]":
+        """`write`, never in a group with others."""
         wire = self._wire
         if wire is None:
             return self._unavailable()
@@ -230,6 +241,15 @@ class Connection:
         self.messages_sent += 1
         wire.send_frame(_core.wire_publish(subject, self._inbox, header, payload, token))
         return future
+
+    def commit_in_groups(self, subjects: Iterable[str]) -> None:
+        """From now on let writes to the streams of these subjects share syncs; each must allow atomic batches."""
+        self._groups = {_stream_token(subject): GroupCommit(self) for subject in subjects}
+
+    @property
+    def commits_in_groups(self) -> bool:
+        """True when every write of a group is acknowledged for itself, and none speaks for those before it."""
+        return bool(self._groups)
 
     def expect(self, collector: Answer | None = None) -> tuple[str, "asyncio.Future[Any]"]:
         """A reply subject and the future of what comes to it: a PubAck, or what `collector` completes."""
@@ -362,6 +382,11 @@ class Connection:
         self.send(f"$JS.API.DIRECT.GET.{stream}", orjson.dumps(query), token)
         await future
         return messages
+
+
+def _stream_token(subject: str) -> str:
+    """What tells our streams apart in a subject: the bucket's name, or the second token."""
+    return subject.split(".", 2)[1]
 
 
 def _fail(future: "asyncio.Future[Any]", reason: str) -> None:

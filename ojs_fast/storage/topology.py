@@ -1,4 +1,4 @@
-"""Create or adopt every stream and bucket; incompatible ones are a start-up error, never altered."""
+"""Create or adopt every stream and bucket; incompatible ones are a start-up error and left as they are."""
 
 from typing import Any
 
@@ -36,7 +36,14 @@ def _stream(name: str, subjects: list[str], replicas: int, **settings: Any) -> d
 def streams(replicas: int, events_max_age_s: int, events_max_bytes: int) -> list[dict[str, Any]]:
     """The configuration of every stream, in order of creation (DESIGN, storage map)."""
     wanted = [
-        _stream(names.WORK_STREAM, names.WORK_SUBJECTS, replicas, retention="workqueue", max_consumers=MAX_CONSUMERS),
+        _stream(
+            names.WORK_STREAM,
+            names.WORK_SUBJECTS,
+            replicas,
+            retention="workqueue",
+            max_consumers=MAX_CONSUMERS,
+            allow_atomic=True,
+        ),
         _stream(
             names.EVENT_STREAM,
             names.EVENT_SUBJECTS,
@@ -55,7 +62,7 @@ def streams(replicas: int, events_max_age_s: int, events_max_bytes: int) -> list
             discard="new",
             allow_rollup_hdrs=True,
             allow_msg_ttl=True,
-            allow_atomic=bucket in (names.JOBS, names.TALLIES),
+            allow_atomic=True,
             max_age=WORKER_TTL_S * NS_PER_S if bucket == names.WORKERS else 0,
         )
         for bucket in names.BUCKETS
@@ -63,8 +70,12 @@ def streams(replicas: int, events_max_age_s: int, events_max_bytes: int) -> list
     return wanted
 
 
-async def ensure(connection: Connection, wanted: list[dict[str, Any]]) -> None:
-    """Create what is missing and adopt what fits. Raises TopologyError or Unavailable."""
+async def ensure(connection: Connection, wanted: list[dict[str, Any]]) -> list[str]:
+    """Create what is missing and adopt what fits; a subject of each stream that takes atomic batches.
+
+    Raises TopologyError or Unavailable.
+    """
+    atomic: list[str] = []
     for config in wanted:
         answer = await connection.api(f"STREAM.INFO.{config['name']}")
         error = answer.get("error")
@@ -73,7 +84,18 @@ async def ensure(connection: Connection, wanted: list[dict[str, Any]]) -> None:
         elif error:
             raise Unavailable(f"JetStream: {error.get('description')} (error {error.get('err_code')})")
         else:
-            _check(config, answer["config"])
+            await _adopt(connection, config, answer["config"])
+        if config.get("allow_atomic"):
+            atomic.append(config["subjects"][0])
+    return atomic
+
+
+async def _adopt(connection: Connection, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    if wanted.get("allow_atomic") and not found.get("allow_atomic"):
+        # Made by an earlier version. It takes nothing away from what is stored or from other clients.
+        answer = await connection.api(f"STREAM.UPDATE.{wanted['name']}", {**found, "allow_atomic": True})
+        found = answer.get("config", found)
+    _check(wanted, found)
 
 
 async def _create(connection: Connection, config: dict[str, Any]) -> None:
@@ -88,7 +110,7 @@ async def _create(connection: Connection, config: dict[str, Any]) -> None:
             f"NATS refuses to create the stream {config['name']}: {error.get('description')}. "
             "Check the account's JetStream limits and OJS_NATS_REPLICAS."
         )
-    _check(config, again["config"])
+    await _adopt(connection, config, again["config"])
 
 
 def _check(wanted: dict[str, Any], found: dict[str, Any]) -> None:

@@ -88,6 +88,9 @@ class WorkQueue:
             return
         batch, self._batch = self._batch, []
         shared, self._batch_future = self._batch_future, None
+        if self._connection.commits_in_groups:
+            self._write_each(batch, shared)
+            return
         token, acked = self._connection.expect()
         last = len(batch) - 1
         for number, (subject, payload) in enumerate(batch):
@@ -111,6 +114,26 @@ class WorkQueue:
             shared.exception()
 
         acked.add_done_callback(settle)
+
+    def _write_each(self, batch: list[tuple[str, bytes]], shared: "asyncio.Future[PubAck]") -> None:
+        waiting = len(batch)
+
+        def settle(answer: "asyncio.Future[PubAck]") -> None:
+            nonlocal waiting
+            waiting -= 1
+            error = answer.exception()
+            if error is None and answer.result()[1]:
+                error = Unavailable(f"JetStream refused work messages: {answer.result()[2]}")
+            if shared.done():
+                return
+            if error is not None:
+                shared.set_exception(error)
+                shared.exception()
+            elif not waiting:
+                shared.set_result(answer.result())
+
+        for subject, payload in batch:
+            self._connection.write(subject, payload).add_done_callback(settle)
 
     # -- pull ------------------------------------------------------------------------------------
 

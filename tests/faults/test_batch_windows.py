@@ -305,12 +305,14 @@ class Batches:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("victim", ["server", "nats"])
-async def test_batches_are_whole_whoever_is_killed(fresh_server: Callable[..., Server], victim: str) -> None:
+@pytest.mark.parametrize(("victim", "durability"), [("server", "interval"), ("nats", "interval"), ("nats", "always")])
+async def test_batches_are_whole_whoever_is_killed(
+    fresh_server: Callable[..., Server], victim: str, durability: str
+) -> None:
     """SIGKILL under load, again and again: no batch is there in part, none that was answered is missing."""
     sys.stdout.write(f"OJS_KILL_SEED={SEED}\n")
     chance, queue, batches, stopped = random.Random(SEED), unique_queue(), Batches(), False
-    server = await asyncio.to_thread(fresh_server)
+    server = await asyncio.to_thread(fresh_server, env={"OJS_DURABILITY": durability})
 
     def kill() -> None:
         if victim == "nats":

@@ -82,9 +82,12 @@ async def progress(ledger: Ledger, before: int, running: list[asyncio.Task[None]
 
 
 @pytest.mark.slow
-async def test_what_was_acknowledged_survives_kills_of_the_server(fresh_server: Callable[..., Server]) -> None:
+@pytest.mark.parametrize("durability", ["interval", "always"])
+async def test_what_was_acknowledged_survives_kills_of_the_server(
+    fresh_server: Callable[..., Server], durability: str
+) -> None:
     """No acknowledged enqueue is lost or stuck, no acknowledged ack undone, no completed job delivered again."""
-    server = await asyncio.to_thread(fresh_server)
+    server = await asyncio.to_thread(fresh_server, env={"OJS_DURABILITY": durability})
 
     def kill() -> None:
         server.kill()
@@ -114,9 +117,12 @@ async def test_what_was_acknowledged_survives_kills_of_the_worker_process(fresh_
 
 
 @pytest.mark.slow
-async def test_what_was_acknowledged_survives_kills_of_nats(fresh_server: Callable[..., Server]) -> None:
+@pytest.mark.parametrize("durability", ["interval", "always"])
+async def test_what_was_acknowledged_survives_kills_of_nats(
+    fresh_server: Callable[..., Server], durability: str
+) -> None:
     """The same when the embedded nats-server is killed: the server goes on by itself."""
-    server = await asyncio.to_thread(fresh_server)
+    server = await asyncio.to_thread(fresh_server, env={"OJS_DURABILITY": durability})
     pid = server.pid
     workers = server.worker_pids
     await survive(NATS_KILLS, server.kill_nats, server)
