@@ -15,6 +15,7 @@ from blacksheep import Application, Content, Response
 from blacksheep import Request as WebRequest
 
 from ojs_fast import logs
+from ojs_fast.api.admin import AdminHandlers
 from ojs_fast.api.cron import CronHandlers
 from ojs_fast.api.dead_letters import DeadLetterHandlers
 from ojs_fast.api.http import (
@@ -130,11 +131,12 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
     table = routes(
         JobHandlers(node.jobs, node.queues, node.limits),
         WorkerHandlers(node.fetcher, node.settler, node.workers),
-        DeadLetterHandlers(node.dead_letters),
+        DeadLetterHandlers(node.dead_letters, settings),
         QueueHandlers(node.queues, node.queue_admin, node.stats),
         CronHandlers(node.cron),
         RateLimitHandlers(node.limit_admin),
-        SystemHandlers(Health(node.connection), node.events, node.workers, node.resetter),
+        SystemHandlers(Health(node.connection), node.events, node.resetter),
+        AdminHandlers(settings, node.jobs, node.search, node.dead_letters, node.queues, node.workers, node.stats),
         WorkflowHandlers(node.workflows),
         with_reset=settings.enable_reset,
     )

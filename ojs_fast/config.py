@@ -218,6 +218,10 @@ TABLE: tuple[Setting, ...] = (
         "how long dead letters are kept",
     ),
     Setting(
+        "OJS_DEAD_LETTER_MAX_COUNT", "dead_letter_max_count", _int(0, 2**31), "0", "0 to 2147483648",
+        "how many dead letters are kept, the oldest go first; 0 keeps all until their time is over",
+    ),
+    Setting(
         "OJS_RETENTION_WORKFLOWS", "retention_workflows_s", _duration_s, "P7D", _DURATION_ALLOWED,
         "how long finished workflows and their jobs are kept",
     ),
@@ -274,6 +278,7 @@ class Settings:
     retention_cancelled_s: int
     retention_discarded_s: int
     retention_dead_letter_s: int
+    dead_letter_max_count: int
     retention_workflows_s: int
     events_max_age_s: int
     events_max_bytes: int

@@ -102,6 +102,15 @@ class BackendUnavailable(OJSError):
     retryable = True
 
 
+def invalid_field(field: str, value: object, expected: str) -> InvalidRequest:
+    """400 for a member of the body; `value` None means that it is missing."""
+    shown = "missing" if value is None else repr(value)[:80]
+    return InvalidRequest(
+        f"Field '{field[:80]}' is {shown}; expected {expected}.",
+        details={"field": field[:80], "received": shown, "expected": expected},
+    )
+
+
 def job_not_found(job_id: str) -> NotFound:
     """404 for a job id."""
     return NotFound(

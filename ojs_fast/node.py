@@ -22,6 +22,7 @@ from ojs_fast.core.events import Events
 from ojs_fast.core.fetch import Fetcher
 from ojs_fast.core.inheritance import Inheritance
 from ojs_fast.core.janitor import Janitor
+from ojs_fast.core.job_search import JobSearch
 from ojs_fast.core.jobs import Jobs, Retention
 from ojs_fast.core.limit_admin import LimitAdmin
 from ojs_fast.core.limit_refusals import RefusedJobs
@@ -159,7 +160,10 @@ class Node:
             self.stores, self.queues, self.jobs, self.stats, counts, self.tallies, self.events, clock
         )
         self.admission.drop = self.queue_admin.drop_oldest
-        self.janitor = Janitor(self.queues, counts, self.tallies, self.leases)
+        self.search = JobSearch(self.stores)
+        self.janitor = Janitor(
+            self.queues, counts, self.tallies, self.leases, self.dead_letters, settings.dead_letter_max_count
+        )
         self.reconciler = Reconciler(
             self.stores, self.leases, self.propagator, self.settler, Inheritance(self.stores, clock), self.stale
         )

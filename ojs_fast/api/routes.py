@@ -3,6 +3,7 @@
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
+from ojs_fast.api.admin import AdminHandlers
 from ojs_fast.api.cron import CronHandlers
 from ojs_fast.api.dead_letters import DeadLetterHandlers
 from ojs_fast.api.http import Reply, Request
@@ -35,6 +36,7 @@ def routes(
     cron: CronHandlers,
     rate_limits: RateLimitHandlers,
     system: SystemHandlers,
+    admin: AdminHandlers,
     workflows: WorkflowHandlers,
     *,
     with_reset: bool,
@@ -59,6 +61,9 @@ def routes(
         Route("POST", V1 + "/workers/heartbeat", workers.heartbeat),
         Route("POST", V1 + "/workers/beat", workers.heartbeat),
         Route("GET", V1 + "/dead-letter", dead_letters.list),
+        Route("DELETE", V1 + "/dead-letter", dead_letters.purge),
+        Route("GET", V1 + "/dead-letter/stats", dead_letters.stats),
+        Route("POST", V1 + "/dead-letter/retry", dead_letters.retry_all),
         Route("GET", V1 + "/dead-letter/{id}", dead_letters.get),
         Route("POST", V1 + "/dead-letter/{id}/retry", dead_letters.retry),
         Route("DELETE", V1 + "/dead-letter/{id}", dead_letters.delete),
@@ -99,10 +104,26 @@ def routes(
         Route("POST", V1 + "/workflows/{id}/cancel", workflows.cancel),
         Route("POST", V1 + "/workflows/{id}/retry", workflows.retry),
         Route("GET", V1 + "/events", system.read_events),
-        Route("GET", V1 + "/admin/workers", system.list_workers),
-        Route("POST", V1 + "/admin/workers/{id}/quiet", system.direct("quiet")),
-        Route("POST", V1 + "/admin/workers/{id}/terminate", system.direct("terminate")),
-        Route("POST", V1 + "/admin/workers/{id}/resume", system.direct("running")),
+        Route("GET", V1 + "/admin/stats", admin.stats),
+        Route("GET", V1 + "/admin/stats/history", admin.history),
+        Route("GET", V1 + "/admin/system/config", admin.config),
+        Route("GET", V1 + "/admin/jobs", admin.list_jobs),
+        Route("GET", V1 + "/admin/jobs/{id}", admin.get_job),
+        Route("POST", V1 + "/admin/jobs/{id}/cancel", admin.cancel_job),
+        Route("POST", V1 + "/admin/jobs/{id}/retry", admin.retry_job),
+        Route("GET", V1 + "/admin/workers", admin.list_workers),
+        Route("GET", V1 + "/admin/workers/{id}", admin.get_worker),
+        Route("DELETE", V1 + "/admin/workers/{id}", admin.deregister_worker),
+        Route("POST", V1 + "/admin/workers/{id}/quiet", admin.direct("quiet")),
+        Route("POST", V1 + "/admin/workers/{id}/terminate", admin.direct("terminate")),
+        Route("POST", V1 + "/admin/workers/{id}/resume", admin.direct("running")),
+        Route("GET", V1 + "/admin/dead-letter", dead_letters.list_in_detail),
+        Route("DELETE", V1 + "/admin/dead-letter", dead_letters.purge),
+        Route("GET", V1 + "/admin/dead-letter/stats", dead_letters.stats),
+        Route("POST", V1 + "/admin/dead-letter/retry", dead_letters.retry_all),
+        Route("GET", V1 + "/admin/dead-letter/{id}", dead_letters.get),
+        Route("POST", V1 + "/admin/dead-letter/{id}/retry", dead_letters.retry),
+        Route("DELETE", V1 + "/admin/dead-letter/{id}", dead_letters.remove),
     ]
     if with_reset:
         table.append(Route("POST", V1 + "/admin/reset", system.reset))

@@ -1,6 +1,5 @@
-"""Handlers about the server itself: manifest, health, events, workers, reset."""
+"""Handlers about the server itself: manifest, health, events, reset."""
 
-from collections.abc import Callable
 from typing import Any
 
 from ojs_fast import __version__
@@ -8,7 +7,6 @@ from ojs_fast.api.http import Reply, Request, json_reply
 from ojs_fast.core.events import Events
 from ojs_fast.core.health import Health
 from ojs_fast.core.reset import Resetter
-from ojs_fast.core.workers import Workers
 
 CONFORMANCE_LEVEL = 3
 
@@ -40,6 +38,7 @@ def manifest() -> dict[str, Any]:
         },
         "extensions": [
             "urn:ojs:ext:backpressure",
+            "urn:ojs:ext:dead-letter",
             "urn:ojs:ext:queue-config",
             "urn:ojs:ext:rate-limiting",
         ],
@@ -57,10 +56,9 @@ def manifest() -> dict[str, Any]:
 class SystemHandlers:
     """Endpoints that are not about one job."""
 
-    def __init__(self, health: Health, events: Events, workers: Workers, resetter: Resetter) -> None:
+    def __init__(self, health: Health, events: Events, resetter: Resetter) -> None:
         self._health = health
         self._events = events
-        self._workers = workers
         self._resetter = resetter
 
     async def manifest(self, request: Request) -> Reply:
@@ -83,20 +81,7 @@ class SystemHandlers:
         )
         return json_reply({"events": events, "cursor": cursor, "has_more": has_more})
 
-    async def list_workers(self, request: Request) -> Reply:
-        """GET /ojs/v1/admin/workers."""
-        return json_reply({"items": self._workers.all()})
-
     async def reset(self, request: Request) -> Reply:
         """POST /ojs/v1/admin/reset, only with OJS_ENABLE_RESET=true."""
         await self._resetter.run()
         return json_reply({"reset": True})
-
-    def direct(self, state: str) -> Callable[[Request], Any]:
-        """POST /ojs/v1/admin/workers/{id}/quiet and /terminate, /resume."""
-
-        async def handler(request: Request) -> Reply:
-            await self._workers.direct(request.params["id"], state)
-            return json_reply({"worker_id": request.params["id"], "state": state})
-
-        return handler

@@ -148,6 +148,23 @@ class Counts:
                 sums = [a + b for a, b in zip(sums, values, strict=True)]
         return sums
 
+    def history(self, now_ms: int, minutes: int) -> list[tuple[int, dict[str, Any]]]:
+        """`[(start in epoch ms, numbers)]` of the last hour, oldest first, in spans of so many minutes."""
+        last, spans = now_ms // MINUTE_MS, []
+        for start in range((last - MINUTES_KEPT + 1) // minutes * minutes, last + 1, minutes):
+            sums = [0, 0, 0, 0]
+            for minute in range(start, start + minutes):
+                sums = [a + b for a, b in zip(sums, self.minutes.get(minute, (0, 0, 0, 0)), strict=True)]
+            completed, failed, running_ms, waiting_ms = sums
+            numbers = {
+                "processed": completed,
+                "failed": failed,
+                "avg_duration_ms": running_ms // completed if completed else 0,
+                "avg_wait_ms": waiting_ms // completed if completed else 0,
+            }
+            spans.append((start * MINUTE_MS, numbers))
+        return spans
+
     def percentiles(self, now_ms: int) -> dict[str, dict[str, int | None]]:
         """Percentiles of running and waiting times, in ms, of this hour and the last one."""
         pairs = [pair for hour, pair in self.hours.items() if hour > now_ms // HOUR_MS - HOURS_KEPT]

@@ -1,20 +1,29 @@
 """Dead letters: jobs that ran out of runs with `on_exhaustion: dead_letter` (ojs-dead-letter)."""
 
+import asyncio
 import base64
 import binascii
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
 
 from ojs_fast import _core
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.propagate import dead_key
 from ojs_fast.core.stores import Stores
-from ojs_fast.errors import InvalidRequest, NotFound
+from ojs_fast.errors import InvalidRequest, NotFound, OJSError
 from ojs_fast.storage import names
-from ojs_fast.storage.buckets import Bucket
+from ojs_fast.storage.buckets import READ_AT_ONCE, Bucket
 from ojs_fast.storage.errors import RevisionConflict
 
 PAGE = 200
+AT_ONCE = 100
+ERRORS_TOLD = 100
+UNKNOWN = "Unknown"
 
 
 @dataclass(slots=True, frozen=True)
@@ -26,8 +35,39 @@ class Page:
     next_cursor: str
 
 
+@dataclass(slots=True, frozen=True)
+class DeadFilter:
+    """What a dead letter must be like; empty members ask for nothing. Times are of its death (epoch ms)."""
+
+    queue: str = ""
+    type_: str = ""
+    error_type: str = ""
+    since_ms: int = 0
+    until_ms: int = 0
+
+    @property
+    def asks_more_than_queue(self) -> bool:
+        """True when the number of a queue's entries is not the answer."""
+        return bool(self.type_ or self.error_type or self.since_ms or self.until_ms)
+
+    def takes_entry(self, entry: dict[str, Any]) -> bool:
+        """True unless the index entry alone tells that it is none of those."""
+        if self.type_ and entry["type"] != self.type_:
+            return False
+        return self.since_ms <= entry["dead_at_ms"] and not (self.until_ms and entry["dead_at_ms"] >= self.until_ms)
+
+
+@dataclass(slots=True)
+class Outcome:
+    """What a request about many dead letters did. `errors`: `[(job id, message)]`, the first of them."""
+
+    matched: int = 0
+    succeeded: int = 0
+    errors: list[tuple[str, str]] = field(default_factory=list)
+
+
 class DeadLetters:
-    """List, retry, delete."""
+    """List, retry, delete; one by one or many."""
 
     def __init__(self, stores: Stores, jobs: Jobs, events: Events) -> None:
         self._stores = stores
@@ -37,7 +77,7 @@ class DeadLetters:
 
     async def page(self, queue: str, limit: int, cursor: str, offset: int) -> Page:
         """Dead letters, oldest first; of one queue unless `queue` is "". Raises InvalidRequest, Unavailable."""
-        keys = f"{names.encode_token(queue)}.*" if queue else ">"
+        keys = _keys(queue)
         after = _decode_cursor(cursor)
         total = await self._bucket.count(keys)
         while offset > 0:
@@ -51,6 +91,98 @@ class DeadLetters:
         jobs = [found[value["job_id"]][0] for _, value, _ in entries[:limit] if value["job_id"] in found]
         more = len(entries) > limit
         return Page(jobs, total, _encode_cursor(entries[limit - 1][2]) if more else "")
+
+    # -- many ------------------------------------------------------------------------------------
+
+    async def _matching(self, wanted: DeadFilter) -> AsyncIterator[list[tuple[_core.Record, bytes]]]:
+        after = 0
+        while entries := await self._bucket.page(after, READ_AT_ONCE, _keys(wanted.queue)):
+            after = entries[-1][2]
+            job_ids = [entry["job_id"] for _, entry, _ in entries if wanted.takes_entry(entry)]
+            found = await self._stores.records.get_many(job_ids)
+            records = [(_core.Record.parse(found[one][0]), found[one][0]) for one in job_ids if one in found]
+            yield [
+                (record, stored)
+                for record, stored in records
+                if record.dead_letter and wanted.error_type in ("", error_type(record))
+            ]
+
+    async def search(self, wanted: DeadFilter, offset: int, limit: int) -> tuple[list[bytes], int]:
+        """`(records of one page, number of all that match)`, oldest first. Raises InvalidRequest, Unavailable."""
+        if not wanted.asks_more_than_queue:
+            page = await self.page(wanted.queue, limit, "", offset)
+            return page.jobs, page.total
+        jobs: list[bytes] = []
+        total = 0
+        async for records in self._matching(wanted):
+            for _, stored in records:
+                total += 1
+                if offset < total <= offset + limit:
+                    jobs.append(stored)
+        return jobs, total
+
+    async def stats(self) -> dict[str, Any]:
+        """How many there are, of which queues and errors, from when to when (ojs-dead-letter 10.1)."""
+        by_queue: Counter[str] = Counter()
+        by_error: Counter[str] = Counter()
+        times: list[int] = []
+        async for records in self._matching(DeadFilter()):
+            by_queue.update(record.queue for record, _ in records)
+            by_error.update(error_type(record) for record, _ in records)
+            times += [min((record.ended_ms for record, _ in records), default=0)] if records else []
+            times += [max((record.ended_ms for record, _ in records), default=0)] if records else []
+        return {
+            "total": sum(by_queue.values()),
+            "by_queue": dict(by_queue),
+            "by_error_type": dict(by_error),
+            "oldest_at": _core.format_rfc3339_ms(min(times)) if times else None,
+            "newest_at": _core.format_rfc3339_ms(max(times)) if times else None,
+        }
+
+    async def retry_all(self, wanted: DeadFilter) -> Outcome:
+        """`retry` of all that match. Raises Unavailable."""
+        return await self._each(wanted, self.retry)
+
+    async def delete_all(self, wanted: DeadFilter) -> Outcome:
+        """`delete` of all that match. Raises Unavailable."""
+        return await self._each(wanted, self.delete)
+
+    async def _each(self, wanted: DeadFilter, act: Callable[[str], Awaitable[object]]) -> Outcome:
+        outcome = Outcome()
+
+        async def one(job_id: str) -> None:
+            try:
+                await act(job_id)
+            except OJSError as error:
+                if len(outcome.errors) < ERRORS_TOLD:
+                    outcome.errors.append((job_id, error.message))
+            else:
+                outcome.succeeded += 1
+
+        async for records in self._matching(wanted):
+            outcome.matched += len(records)
+            for start in range(0, len(records), AT_ONCE):
+                await asyncio.gather(*(one(record.id) for record, _ in records[start : start + AT_ONCE]))
+        return outcome
+
+    async def prune(self, keep: int) -> int:
+        """Delete the oldest beyond `keep`; how many. Raises Unavailable."""
+        pruned, excess = 0, await self._bucket.count() - keep
+        while pruned < excess:
+            entries = await self._bucket.page(0, min(excess - pruned, AT_ONCE))
+            if not entries:
+                break
+            for key, entry, _ in entries:
+                try:
+                    await self.delete(entry["job_id"])
+                except NotFound:  # retried or gone meanwhile: only the entry was left
+                    await self._bucket.erase(key)
+            pruned += len(entries)
+        if pruned:
+            self._events.announce("dead_letter.pruned", "dead-letter", {"count": pruned})
+        return pruned
+
+    # -- one -------------------------------------------------------------------------------------
 
     async def _find(self, job_id: str) -> tuple[_core.Record, bytes, int]:
         record, stored, revision = await self._jobs.load(job_id)
@@ -69,10 +201,15 @@ class DeadLetters:
 
     async def retry(self, job_id: str) -> tuple[_core.Record, bytes]:
         """`discarded` → available with all runs back, same id. Raises NotFound, Conflict, Unavailable."""
-        record, _, _ = await self._find(job_id)
-        key = dead_key(record)
+        await self._find(job_id)
+        record, stored = await self.revive(job_id)
+        self._events.announce("dead_letter.retried", job_id, {"job_id": job_id, "queue": record.queue})
+        return record, stored
+
+    async def revive(self, job_id: str) -> tuple[_core.Record, bytes]:
+        """`retry`, also of a discarded job that is no dead letter. Raises NotFound, Conflict, Unavailable."""
         record, stored = await self._jobs.change(job_id, "retry", lambda r, now: r.revive(now))
-        await self._bucket.erase(key)
+        await self._bucket.erase(dead_key(record))
         self._events.job("job.enqueued", record)
         return record, stored
 
@@ -86,6 +223,18 @@ class DeadLetters:
                 continue
             await self._bucket.erase(dead_key(record))
             return
+
+
+def _keys(queue: str) -> str:
+    return f"{names.encode_token(queue)}.*" if queue else ">"
+
+
+def error_type(record: _core.Record) -> str:
+    """The type of a job's last error; "Unknown" when it told none."""
+    if not record.errors:
+        return UNKNOWN
+    last: dict[str, Any] = orjson.loads(record.errors[-1])
+    return str(last.get("type") or last.get("code") or UNKNOWN)
 
 
 def _encode_cursor(revision: int) -> str:

@@ -1,7 +1,8 @@
 """Keeps the registry of queues and what lies in NATS in step: no job in a queue that nobody looks at.
 
 A queue that is deleted while a job enters it comes back; consumers of queues that are idle and empty are removed,
-because tens of thousands strain NATS (they are made anew by the next fetch).
+because tens of thousands strain NATS (they are made anew by the next fetch). Dead letters beyond the number to be
+kept go, the oldest first.
 """
 
 import asyncio
@@ -9,8 +10,10 @@ import logging
 from collections.abc import Coroutine
 from typing import Any
 
+from ojs_fast.core.dead_letters import DeadLetters
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.tallies import Tallies
+from ojs_fast.errors import OJSError
 from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.leases import Leases
 from ojs_fast.storage.queue_counts import QueueCounts
@@ -19,14 +22,25 @@ log = logging.getLogger(__name__)
 
 # A node that still knew the queue may have a job under way when the removal reaches it.
 LOOKS_S = (0.0, 2.0)
-SWEEP_S = 600.0
+SWEEP_S = 300.0
 IDLE_S = 3600.0
 
 
 class Janitor:
     """One per node for removed queues; the leader's also for consumers."""
 
-    def __init__(self, queues: Queues, counts: QueueCounts, tallies: Tallies, leases: Leases) -> None:
+    def __init__(
+        self,
+        queues: Queues,
+        counts: QueueCounts,
+        tallies: Tallies,
+        leases: Leases,
+        dead_letters: DeadLetters,
+        dead_letters_kept: int,
+    ) -> None:
+        """`dead_letters_kept`: how many may stay (0 = all)."""
+        self._dead_letters = dead_letters
+        self._dead_letters_kept = dead_letters_kept
         self._queues = queues
         self._counts = counts
         self._tallies = tallies
@@ -75,5 +89,8 @@ class Janitor:
             try:
                 removed = await self._counts.remove_idle(IDLE_S)
                 log.debug("%d idle consumers are removed", removed)
-            except Unavailable as error:
-                log.info("idle consumers stay for now: %s", error)
+                if self._dead_letters_kept:
+                    pruned = await self._dead_letters.prune(self._dead_letters_kept)
+                    log.debug("%d dead letters are pruned", pruned)
+            except (Unavailable, OJSError) as error:
+                log.info("sweeping goes on later: %s", error)

@@ -20,6 +20,7 @@ from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Tallies
 from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.leases import Leases
 from ojs_fast.storage.queue_counts import QueueCounts
@@ -27,6 +28,8 @@ from ojs_fast.storage.queue_counts import QueueCounts
 log = logging.getLogger(__name__)
 
 ASK = b"stats "
+# Stands for all queues together in what nodes ask one another; no queue can have this name.
+ALL = "*"
 # A node that does not answer in this time is counted by what it has written.
 ANSWER_S = 1.0
 
@@ -105,6 +108,8 @@ class Stats:
         self._leases = leases
         self._counts = counts
         self._clock = clock
+        self._scheduled = Bucket(stores.connection, names.SCHEDULED)
+        self._retryable = Bucket(stores.connection, names.RETRY)
 
     async def of(self, queues: list[Queue]) -> list[Snapshot]:
         """One snapshot per queue. Raises Unavailable."""
@@ -113,6 +118,22 @@ class Stats:
         reports = await asyncio.gather(self.report(wanted), *(self._ask(node_id, wanted) for node_id in others))
         heard = [report for report in reports if report is not None]
         return list(await asyncio.gather(*(self._snapshot(queue, heard) for queue in queues)))
+
+    async def overall(self) -> Snapshot:
+        """All queues together, at a cost that no number of waiting jobs changes. Raises Unavailable."""
+        others = self._leases.live_nodes() - {self._leases.node_id}
+        reports = await asyncio.gather(self.report([ALL]), *(self._ask(node_id, [ALL]) for node_id in others))
+        heard = [report for report in reports if report is not None]
+        messages, scheduled, retryable, total = await asyncio.gather(
+            self._counts.all_work_messages(),
+            self._scheduled.count(),
+            self._retryable.count(),
+            self._tallies.stored_of_all({report["owner"] for report in heard}),
+        )
+        for report in heard:
+            total.merge(Counts.parse(report["counts"][ALL]))
+        active = sum(report["active"][ALL] for report in heard)
+        return Snapshot(Queue(ALL, 0), max(0, messages - active), active, scheduled, retryable, total, 0, self._clock())
 
     async def depth(self, queue: str) -> int:
         """How deep a queue is, once what is under way anywhere has arrived. Raises Unavailable."""
@@ -137,15 +158,26 @@ class Stats:
                     self._stale.flushed(),
                     self._stores.outbox.flushed(),
                     self._tallies.verify(),
-                    *(self._stores.work.acks_arrived(name, self._levels(name)) for name in wanted),
+                    *(self._stores.work.acks_arrived(name, self._levels(name)) for name in self._named(wanted)),
                 )
         except (TimeoutError, Unavailable) as error:
             log.info("counts may lack what is under way: %r", error)
+        if wanted == [ALL]:
+            names_here = self._tallies.counted_queues()
+            counted = self._tallies.report(names_here)
+            merged = Counts()
+            for name in names_here:
+                merged.merge(Counts.parse(counted[name]))
+            counts = {ALL: merged.as_json(self._clock())}
+            return {"owner": self._tallies.owner, "counts": counts, "active": {ALL: len(self._claims)}}
         return {
             "owner": self._tallies.owner,
             "counts": self._tallies.report(wanted),
             "active": {name: self._claims.in_queue(name) for name in wanted},
         }
+
+    def _named(self, wanted: list[str]) -> list[str]:
+        return [queue.name for queue in self._queues.all()] if wanted == [ALL] else wanted
 
     def _levels(self, name: str) -> tuple[int, ...]:
         queue = self._queues.known(name)

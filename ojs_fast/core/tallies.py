@@ -20,7 +20,7 @@ from ojs_fast.core.counts import Counts
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.stores import Stores
 from ojs_fast.storage import names
-from ojs_fast.storage.buckets import Bucket
+from ojs_fast.storage.buckets import READ_AT_ONCE, Bucket
 from ojs_fast.storage.commits import Committer, Put
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
 
@@ -273,6 +273,22 @@ class Tallies:
                         counts.add(record, state)
             found[queue] = counts.as_json(self._clock())
         return found
+
+    def counted_queues(self) -> list[str]:
+        """The queues of which this node counted anything."""
+        self._fold()
+        late = {record.queue for period in self._open for _, record, _ in period.ended}
+        return sorted(late | set(self._counts))
+
+    async def stored_of_all(self, without: set[str]) -> Counts:
+        """`stored` for all queues together. Raises Unavailable."""
+        total, after = Counts(), 0
+        while page := await self._bucket.page(after, READ_AT_ONCE, names.tally_keys()):
+            after = page[-1][2]
+            for key, value, _ in page:
+                if key.rpartition(".")[2] not in without:
+                    total.merge(Counts.parse(value))
+        return total
 
     async def stored(self, queue: str, without: set[str]) -> Counts:
         """The sum of what is in `ojs-stats` for a queue, without the owners named. Raises Unavailable."""

@@ -12,7 +12,7 @@ from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.retry import Failure
 from ojs_fast.core.settle import Settler
 from ojs_fast.core.stores import Stores
-from ojs_fast.errors import NotFound, OJSError
+from ojs_fast.errors import Conflict, NotFound, OJSError
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket, Watch
 from ojs_fast.storage.errors import Unavailable
@@ -20,6 +20,7 @@ from ojs_fast.storage.errors import Unavailable
 log = logging.getLogger(__name__)
 
 DEAD_AFTER_MS = 30_000
+STALE_AFTER_MS = 15_000
 BEAT = "beat."
 DIRECTIVE = "directive."
 DIRECTIVES = ("running", "quiet", "terminate")
@@ -68,8 +69,11 @@ class Workers:
                 self._directives.pop(worker_id, None)
             else:
                 self._directives[worker_id] = orjson.loads(value)["state"]
-        elif key.startswith(BEAT) and value is not None:
-            self._heard(orjson.loads(value))
+        elif key.startswith(BEAT):
+            if value is not None:
+                self._heard(orjson.loads(value))
+            else:  # an operator removed it
+                self._silence.set(names.decode_token(key[len(BEAT) :]), self._steady())
 
     def _heard(self, beat: dict[str, Any]) -> None:
         self._beats[beat["worker_id"]] = beat
@@ -103,17 +107,35 @@ class Workers:
         return self._directives.get(worker_id, "running")
 
     def all(self) -> list[dict[str, Any]]:
-        """Every worker that beat lately."""
-        return [{**beat, "directive": self.directive(worker_id)} for worker_id, beat in sorted(self._beats.items())]
+        """Every worker that beat lately, as it told, with `directive` and `is_stale`."""
+        return [self.find(worker_id) for worker_id in sorted(self._beats)]
 
-    async def direct(self, worker_id: str, state: str) -> None:
-        """Set the directive that the next heartbeat answers. Raises NotFound, Unavailable."""
-        if worker_id not in self._beats:
+    def find(self, worker_id: str) -> dict[str, Any]:
+        """One of them. Raises NotFound."""
+        beat = self._beats.get(worker_id)
+        if beat is None:
             raise NotFound(
                 f"Worker '{worker_id}' not found.",
                 details={"resource_type": "worker", "resource_id": worker_id},
                 hint="Only workers that sent a heartbeat lately are known.",
             )
+        is_stale = self._clock() - beat["beat_ms"] > STALE_AFTER_MS
+        return {**beat, "directive": self.directive(worker_id), "is_stale": is_stale}
+
+    async def deregister(self, worker_id: str) -> None:
+        """Give up a worker that fell silent: its jobs are requeued now. Raises NotFound, Conflict, Unavailable."""
+        if not self.find(worker_id)["is_stale"]:
+            raise Conflict(
+                f"Worker '{worker_id}' beat within the last {STALE_AFTER_MS} ms; only stale workers can be removed.",
+                details={"resource_type": "worker", "resource_id": worker_id},
+                hint=f"POST /ojs/v1/admin/workers/{worker_id}/terminate asks it to stop.",
+            )
+        # Every node watches the bucket, and each takes back the jobs that it holds.
+        await self._bucket.delete(BEAT + names.encode_token(worker_id))
+
+    async def direct(self, worker_id: str, state: str) -> None:
+        """Set the directive that the next heartbeat answers. Raises NotFound, Unavailable."""
+        self.find(worker_id)
         await self._bucket.put(DIRECTIVE + names.encode_token(worker_id), {"state": state})
         self._directives[worker_id] = state
 
@@ -125,7 +147,15 @@ class Workers:
         The directive of the operator wins, then a listed job's `meta.test_directive`.
         """
         now_ms = self._clock()
-        beat = {**info, "worker_id": worker_id, "beat_ms": now_ms, "active_jobs": len(job_ids)}
+        known = self._beats.get(worker_id)
+        beat = {
+            **info,
+            "worker_id": worker_id,
+            "beat_ms": now_ms,
+            "first_beat_ms": known["first_beat_ms"] if known else now_ms,
+            "active_jobs": len(job_ids),
+            "active_job_ids": job_ids,
+        }
         self._heard(beat)
         self._stores.outbox.put(names.WORKERS, BEAT + names.encode_token(worker_id), beat)
         extended: list[str] = []

@@ -135,6 +135,11 @@ def tally_key(queue: str, owner: str) -> str:
     return f"q.{encode_token(queue)}.{owner}"
 
 
+def tally_keys() -> str:
+    """Every `tally_key`, as a wildcard."""
+    return "q.*.*"
+
+
 def tally_owner_key(owner: str) -> str:
     """Key in `ojs-stats` of how far an owner has counted."""
     return f"n.{owner}"

@@ -30,6 +30,13 @@ class QueueCounts:
         subjects = answer["state"].get("subjects") or {}
         return {names.parse_work_subject(one)[1]: int(count) for one, count in subjects.items()}
 
+    async def all_work_messages(self) -> int:
+        """Available and active jobs of all queues. Raises Unavailable."""
+        answer = await self._connection.api(f"STREAM.INFO.{names.WORK_STREAM}")
+        if "error" in answer:
+            raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
+        return int(answer["state"]["messages"])
+
     async def indexed(self, bucket: str, queue: str) -> int:
         """Entries of a queue in `ojs-scheduled` or `ojs-retry`. Raises Unavailable."""
         stream, name = names.bucket_stream(bucket), names.counting_consumer(queue)

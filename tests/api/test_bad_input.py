@@ -1048,7 +1048,7 @@ PATHS = {
     f"{V1}/workers/ack": {"POST"},
     f"{V1}/workers/nack": {"POST"},
     f"{V1}/workers/heartbeat": {"POST"},
-    f"{V1}/dead-letter": {"GET"},
+    f"{V1}/dead-letter": {"GET", "DELETE"},
     f"{V1}/dead-letter/{UNKNOWN_ID}": {"GET", "DELETE"},
     f"{V1}/dead-letter/{UNKNOWN_ID}/retry": {"POST"},
     f"{V1}/queues": {"GET", "POST"},

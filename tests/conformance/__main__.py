@@ -67,6 +67,10 @@ def make_parser() -> argparse.ArgumentParser:
         metavar="N",
         help="run N cases side by side, if they share nothing; needs --no-reset (default: %(default)s)",
     )
+    parser.add_argument(
+        "--extended", action="store_true",
+        help="also understand capture, expect, $type and $gte of extension suites, which the official runner ignores",
+    )  # fmt: skip
     parser.add_argument("--verbose", action="store_true", help="show every step, and what is not checked")
     return parser
 
@@ -111,7 +115,7 @@ def choose(parser: argparse.ArgumentParser, arguments: argparse.Namespace) -> li
     if arguments.json is not None and not arguments.json.parent.is_dir():
         parser.error(f"--json: {arguments.json.parent} is no directory")
     try:
-        cases = load(arguments.places)
+        cases = load(arguments.places, extended=arguments.extended)
     except LoadError as error:
         parser.error(str(error))
     wanted = arguments.filter.lower()

@@ -5,7 +5,7 @@ Owns the shape of a case. Cases are keyed by path, as the official ids repeat. S
 
 import json
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +34,7 @@ class Step:
     parallel_with: tuple[str, ...]
     assertions: Mapping[str, Any]
     ignored: tuple[str, ...]
+    capture: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,8 +81,12 @@ def known_defect(case: Case) -> KnownDefect | None:
     return None
 
 
-def load(places: Iterable[Path]) -> list[Case]:
-    """Read every case in the given files and, recursively, directories, once each, sorted by id."""
+def load(places: Iterable[Path], *, extended: bool = False) -> list[Case]:
+    """Read every case in the given files and, recursively, directories, once each, sorted by id.
+
+    `extended`: understand what extension suites use and the official runner does not: `capture`, `expect`, and the
+    matchers `$type` and `$gte` by themselves.
+    """
     found: dict[Path, Case] = {}
     for place in places:
         if not place.exists():
@@ -89,11 +94,11 @@ def load(places: Iterable[Path]) -> list[Case]:
         top = place.resolve()
         for path in sorted(top.rglob("*.json")) if top.is_dir() else [top]:
             key = path.relative_to(top.parent).as_posix()
-            found.setdefault(path.resolve(), read_case(path, key))
+            found.setdefault(path.resolve(), read_case(path, key, extended=extended))
     return sorted(found.values(), key=lambda case: (case.test_id, case.key))
 
 
-def read_case(path: Path, key: str) -> Case:
+def read_case(path: Path, key: str, *, extended: bool = False) -> Case:
     """Read one file."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -105,9 +110,9 @@ def read_case(path: Path, key: str) -> Case:
             level=level if isinstance(level, int) else UNNUMBERED_LEVEL,
             category=str(content["category"]),
             name=str(content.get("name", "")),
-            setup=_read_steps(content.get("setup")),
-            steps=_read_steps(content["steps"]),
-            teardown=_read_steps(content.get("teardown")),
+            setup=_read_steps(content.get("setup"), extended=extended),
+            steps=_read_steps(content["steps"], extended=extended),
+            teardown=_read_steps(content.get("teardown"), extended=extended),
         )
     except KeyError as error:
         raise LoadError(f"{path}: {error.args[0]!r} is missing") from error
@@ -115,13 +120,34 @@ def read_case(path: Path, key: str) -> Case:
         raise LoadError(f"{path}: {error}") from error
 
 
-def _read_steps(given: Any) -> tuple[Step, ...]:
+def _read_steps(given: Any, *, extended: bool) -> tuple[Step, ...]:
     # Setup and teardown wrap their steps in an object; the documentation allows both readings.
     steps = given.get("steps") if isinstance(given, dict) else given
-    return tuple(_read_step(step, position) for position, step in enumerate(steps or (), 1))
+    return tuple(
+        _read_step(_plain(step) if extended else step, position, extended=extended)
+        for position, step in enumerate(steps or (), 1)
+    )
 
 
-def _read_step(given: dict[str, Any], position: int) -> Step:
+def _plain(step: dict[str, Any]) -> dict[str, Any]:
+    """Say in words of the official runner what an extension suite says in its own."""
+    asked = {**(step.get("expect") or {}), **(step.get("assertions") or {})}
+    return {**{key: value for key, value in step.items() if key != "expect"}, "assertions": _plain_matchers(asked)}
+
+
+def _plain_matchers(value: Any) -> Any:
+    if isinstance(value, list):
+        return [_plain_matchers(one) for one in value]
+    if not isinstance(value, dict):
+        return value
+    if set(value) == {"$type"}:
+        return {"$exists": True, **value}
+    if set(value) == {"$gte"}:
+        return {"range": {"min": value["$gte"]}}
+    return {key: _plain_matchers(one) for key, one in value.items()}
+
+
+def _read_step(given: dict[str, Any], position: int, *, extended: bool) -> Step:
     parallel = given.get("parallel_with") or ()
     return Step(
         id=str(given.get("id") or f"#{position}"),
@@ -134,5 +160,6 @@ def _read_step(given: dict[str, Any], position: int) -> Step:
         duration_ms=float(given.get("duration_ms") or 0),
         parallel_with=(parallel,) if isinstance(parallel, str) else tuple(parallel),
         assertions=dict(given.get("assertions") or {}),
-        ignored=tuple(sorted(given.keys() - _REQUEST_KEYS - _OTHER_KEYS)),
+        ignored=tuple(sorted(given.keys() - _REQUEST_KEYS - _OTHER_KEYS - ({"capture"} if extended else set()))),
+        capture=dict(given.get("capture") or {}) if extended else {},
     )

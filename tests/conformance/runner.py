@@ -4,10 +4,11 @@ Owns time and HTTP. What assertions mean is `dsl`'s business, what a case looks 
 """
 
 import asyncio
+import contextlib
 import json
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from http import HTTPStatus
 from typing import Any
@@ -16,7 +17,7 @@ import httpx
 
 from . import dsl
 from .cases import Case, Step, known_defect
-from .paths import Bodies, parse_object, substitute
+from .paths import Bodies, PathError, as_text, parse_object, resolve, substitute
 
 TIMEOUT_S = 30.0
 CONTENT_TYPE = "application/openjobspec+json"
@@ -102,10 +103,11 @@ class Runner:
         await self.reset()
         started = time.perf_counter()
         bodies: dict[str, dict[str, Any] | None] = {}
-        results = await self._run_steps("setup", case.setup, bodies)
+        captured: dict[str, str] = {}
+        results = await self._run_steps("setup", case.setup, bodies, captured)
         if not any(result.findings.failures for result in results):
-            results += await self._run_steps("steps", case.steps, bodies)
-        results += await self._run_steps("teardown", case.teardown, bodies)
+            results += await self._run_steps("steps", case.steps, bodies, captured)
+        results += await self._run_steps("teardown", case.teardown, bodies, captured)
         return CaseResult(case, tuple(results), (time.perf_counter() - started) * 1000)
 
     async def reset(self) -> None:
@@ -130,15 +132,20 @@ class Runner:
             self.warnings.append(text)
 
     async def _run_steps(
-        self, phase: str, steps: Sequence[Step], bodies: dict[str, dict[str, Any] | None]
+        self,
+        phase: str,
+        steps: Sequence[Step],
+        bodies: dict[str, dict[str, Any] | None],
+        captured: dict[str, str],
     ) -> list[StepResult]:
         results: list[StepResult] = []
         for together in group_parallel(steps):
             # Answers are kept only afterwards: steps that run at once cannot refer to each other.
-            ran = await asyncio.gather(*(self._run_step(phase, step, bodies) for step in together))
+            ran = await asyncio.gather(*(self._run_step(phase, filled(step, captured), bodies) for step in together))
             for result in ran:
                 if result.response is not None:
                     bodies[result.step.id] = result.response.body
+                    captured |= captures(result.step, result.response.body)
             results += ran
         return results
 
@@ -176,6 +183,30 @@ class Runner:
             body=parse_object(text),
             elapsed_ms=elapsed_ms,
         )
+
+
+def captures(step: Step, body: dict[str, Any] | None) -> dict[str, str]:
+    """What a step of an extension suite keeps of its answer, by name."""
+    kept: dict[str, str] = {}
+    for name, path in step.capture.items():
+        with contextlib.suppress(PathError):
+            kept[name] = as_text(resolve(body, path))
+    return kept
+
+
+def filled(step: Step, captured: Mapping[str, str]) -> Step:
+    """Fill in what earlier steps kept: `{{name}}` anywhere in the step."""
+    if not captured:
+        return step
+
+    def fill(value: Any) -> Any:
+        text = json.dumps(value, ensure_ascii=False)
+        for name, kept in captured.items():
+            text = text.replace("{{" + name + "}}", json.dumps(kept, ensure_ascii=False)[1:-1])
+        return json.loads(text)
+
+    texts = {"path": fill(step.path), "headers": fill(dict(step.headers)), "body": fill(step.body)}
+    return replace(step, **texts, assertions=fill(dict(step.assertions)))
 
 
 def body_of(step: Step, bodies: Bodies) -> bytes | None:

@@ -30,6 +30,8 @@ LEVELS = (
     "level-4-advanced/rate-limit",
     "ext-backpressure",
 )
+# Read with what the official runner ignores (`capture` and the like), else hardly any could pass.
+EXTENSIONS = ("ext-dead-letter", "ext-rate-limiting")
 LONG_MS = 20_000
 
 pytestmark = pytest.mark.conformance
@@ -39,12 +41,16 @@ class OnlyTheKnownDefect(AssertionError):
     """The case failed exactly where it is known to be wrong."""
 
 
-def parameters(directory: Path) -> list[Any]:
+def parameters(directory: Path, *, extended: bool = False) -> list[Any]:
     """Make a parameter of each case, or one that is skipped when there are none."""
     if not directory.is_dir():
         skip = pytest.mark.skip(reason=f"no cases at {directory}; OJS_CONFORMANCE_DIR names another place")
         return [pytest.param(None, id=directory.name, marks=skip)]
-    return [pytest.param(case, id=case.key, marks=marks(case)) for case in load([directory]) if not is_long(case)]
+    return [
+        pytest.param(case, id=case.key, marks=marks(case))
+        for case in load([directory], extended=extended)
+        if not is_long(case)
+    ]
 
 
 def is_long(case: Case) -> bool:
@@ -62,6 +68,12 @@ def marks(case: Case) -> list[pytest.MarkDecorator]:
 @pytest.mark.parametrize("case", [one for level in LEVELS for one in parameters(SUITES / level)])
 async def test_an_official_case_passes(case: Case, ojs_server_url: str) -> None:
     """The server answers every step as the case demands."""
+    await judge(case, ojs_server_url)
+
+
+@pytest.mark.parametrize("case", [one for suite in EXTENSIONS for one in parameters(SUITES / suite, extended=True)])
+async def test_a_case_of_an_extension_passes(case: Case, ojs_server_url: str) -> None:
+    """The same for the extensions that are done."""
     await judge(case, ojs_server_url)
 
 
