@@ -27,6 +27,7 @@ from ojs_fast.api.http import (
     reply_headers,
 )
 from ojs_fast.api.jobs import JobHandlers
+from ojs_fast.api.metrics import MetricsHandlers
 from ojs_fast.api.queues import QueueHandlers
 from ojs_fast.api.rate_limits import RateLimitHandlers
 from ojs_fast.api.routes import Handler, Route, routes
@@ -136,6 +137,7 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
         CronHandlers(node.cron),
         RateLimitHandlers(node.limit_admin),
         SystemHandlers(Health(node.connection), node.events, node.resetter),
+        MetricsHandlers(node.stats, node.queues, node.workers),
         AdminHandlers(settings, node.jobs, node.search, node.dead_letters, node.queues, node.workers, node.stats),
         WorkflowHandlers(node.workflows),
         with_reset=settings.enable_reset,

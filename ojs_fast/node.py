@@ -28,6 +28,7 @@ from ojs_fast.core.limit_admin import LimitAdmin
 from ojs_fast.core.limit_refusals import RefusedJobs
 from ojs_fast.core.limit_upkeep import LimitUpkeep
 from ojs_fast.core.limits import Limits
+from ojs_fast.core.metrics import Metrics
 from ojs_fast.core.promoter import Promoter
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.queue_admin import QueueAdmin
@@ -36,7 +37,7 @@ from ojs_fast.core.reconciler import Reconciler
 from ojs_fast.core.reset import RESET, Resetter
 from ojs_fast.core.settle import Settler
 from ojs_fast.core.stale import StaleMessages
-from ojs_fast.core.stats import ASK, Stats
+from ojs_fast.core.stats import ASK, ASK_METRICS, Stats
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Tallies
 from ojs_fast.core.workers import Workers
@@ -84,7 +85,8 @@ class Node:
         batches = BatchWriter(records, intents, write_ahead=settings.is_embedded and settings.durability == "interval")
         self.stores = Stores(self.connection, records, batches, intents, self.work, outbox, EventLog(self.connection))
         self.leases = Leases(self.connection, self.node_id, boot_id, clock)
-        self.events = Events(self.stores.event_log, self.node_id, clock)
+        self.metrics = Metrics(self.node_id)
+        self.events = Events(self.stores.event_log, self.metrics, self.node_id, clock)
         self.queues = Queues(self.connection, clock)
         self.claims = Claims(clock, steady_ms, outbox, self.node_id)
         self.propagator = Propagator(self.stores, self.node_id, clock, settings.retention_dead_letter_s)
@@ -92,7 +94,9 @@ class Node:
         self.tallies = Tallies(self.stores, self.propagator, self.node_id, clock)
         self.stale = StaleMessages(self.stores)
         counts = QueueCounts(self.connection, settings.nats_replicas)
-        self.stats = Stats(self.stores, self.queues, self.claims, self.tallies, self.stale, self.leases, counts, clock)
+        self.stats = Stats(
+            self.stores, self.queues, self.claims, self.tallies, self.stale, self.leases, counts, self.metrics, clock
+        )
         self.admission = Admission(self.stores, self.queues, self.leases, self.events, counts.depth, self.stats.depth)
         self.jobs = Jobs(
             self.stores,
@@ -277,7 +281,7 @@ class Node:
             return
         if await self.limit_admin.answer(msg):
             return
-        if msg.data.startswith((ASK, ADMIT, ARRIVED)):
+        if msg.data.startswith((ASK, ASK_METRICS, ADMIT, ARRIVED)):
             # Beside this one: what comes behind must not wait for it.
             task = asyncio.create_task(self._answer(msg))
             self._answers.add(task)
@@ -293,6 +297,8 @@ class Node:
         try:
             if msg.data.startswith(ASK):
                 answer: bytes | None = orjson.dumps(await self.stats.report(orjson.loads(msg.data[len(ASK) :])))
+            elif msg.data == ASK_METRICS:
+                answer = orjson.dumps(self.metrics.report())
             else:
                 answer = await self.admission.answer(msg.data)
         except Unavailable as error:

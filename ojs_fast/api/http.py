@@ -82,6 +82,8 @@ class Reply:
     status: int
     body: bytes
     headers: RawHeaders = field(default_factory=list)
+    #: unset: JSON, in the media type that the client takes
+    content_type: bytes = b""
 
 
 class Request:
@@ -328,7 +330,7 @@ def depth_headers(depth: int, bound: int) -> RawHeaders:
 def reply_headers(request: Request, reply: Reply) -> RawHeaders:
     """All headers of an answer (ojs-http-binding section 6.5)."""
     return [
-        (b"content-type", OJS_JSON if request.accepts_ojs else PLAIN_JSON),
+        (b"content-type", reply.content_type or (OJS_JSON if request.accepts_ojs else PLAIN_JSON)),
         (b"ojs-version", VERSION),
         (b"x-request-id", request.request_id),
         *reply.headers,

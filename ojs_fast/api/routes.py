@@ -8,6 +8,7 @@ from ojs_fast.api.cron import CronHandlers
 from ojs_fast.api.dead_letters import DeadLetterHandlers
 from ojs_fast.api.http import Reply, Request
 from ojs_fast.api.jobs import JobHandlers
+from ojs_fast.api.metrics import MetricsHandlers
 from ojs_fast.api.queues import QueueHandlers
 from ojs_fast.api.rate_limits import RateLimitHandlers
 from ojs_fast.api.system import SystemHandlers
@@ -36,6 +37,7 @@ def routes(
     cron: CronHandlers,
     rate_limits: RateLimitHandlers,
     system: SystemHandlers,
+    metrics: MetricsHandlers,
     admin: AdminHandlers,
     workflows: WorkflowHandlers,
     *,
@@ -46,6 +48,9 @@ def routes(
         Route("GET", "/ojs/manifest", system.manifest, is_open=True),
         Route("GET", V1 + "/health", system.health, is_open=True),
         Route("GET", "/health", system.health, is_open=True),
+        Route("GET", "/ready", system.ready, is_open=True),
+        Route("GET", V1 + "/ready", system.ready, is_open=True),
+        Route("GET", "/metrics", metrics.metrics),
         Route("POST", V1 + "/jobs", jobs.enqueue),
         Route("POST", V1 + "/jobs/batch", jobs.enqueue_batch),
         Route("POST", V1 + "/jobs/fetch", workers.fetch),

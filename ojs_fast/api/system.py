@@ -70,6 +70,12 @@ class SystemHandlers:
         report = await self._health.check()
         return json_reply(report, 200 if report["status"] == "ok" else 503)
 
+    async def ready(self, request: Request) -> Reply:
+        """GET /ready: whether requests can be served now, for load balancers."""
+        report = await self._health.check()
+        is_ready = report["status"] == "ok"
+        return json_reply({"status": "ready" if is_ready else "not_ready"}, 200 if is_ready else 503)
+
     async def read_events(self, request: Request) -> Reply:
         """GET /ojs/v1/events (ojs-events section 6.4)."""
         events, cursor, has_more = await self._events.read(

@@ -8,6 +8,7 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
+from ojs_fast.core.metrics import Metrics
 from ojs_fast.errors import InvalidRequest
 from ojs_fast.storage.event_log import EventLog
 
@@ -17,8 +18,9 @@ MESSAGES_SCANNED = 20_000
 class Events:
     """Announces changes of jobs and answers `GET /events`."""
 
-    def __init__(self, event_log: EventLog, node_id: str, clock: NowMs) -> None:
+    def __init__(self, event_log: EventLog, metrics: Metrics, node_id: str, clock: NowMs) -> None:
         self._log = event_log
+        self._metrics = metrics
         self._clock = clock
         self._ids = _core.UuidV7Generator()
         self._source = f"ojs://ojs-fast/server/{node_id}"
@@ -28,6 +30,7 @@ class Events:
         now_ms = self._clock()
         event = _core.job_event(record, event_type, self._ids.next(now_ms), self._source, now_ms, extra)
         self._log.append(event_type, event)
+        self._metrics.observe(event_type, record)
 
     def announce(self, event_type: str, subject: str, data: dict[str, Any]) -> None:
         """Announce something that is no change of a job."""

@@ -9,12 +9,12 @@ from collections.abc import AsyncIterator
 from dataclasses import dataclass
 
 from ojs_fast import _core
+from ojs_fast.core.stats import LIVE_STATES
 from ojs_fast.core.stores import Stores
 from ojs_fast.storage import names, walks
 
 # How many messages one request looks at.
 WALK_LIMIT = 20_000
-LIVE_STATES = ("available", "active", "scheduled", "retryable")
 LISTED = {"scheduled": names.SCHEDULED, "retryable": names.RETRY}
 
 

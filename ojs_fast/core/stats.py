@@ -15,6 +15,7 @@ from ojs_fast import _core
 from ojs_fast.core.claims import Claims
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.counts import Counts
+from ojs_fast.core.metrics import Metrics
 from ojs_fast.core.queues import Queue, Queues
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
@@ -28,6 +29,8 @@ from ojs_fast.storage.queue_counts import QueueCounts
 log = logging.getLogger(__name__)
 
 ASK = b"stats "
+ASK_METRICS = b"metrics"
+LIVE_STATES = ("available", "active", "scheduled", "retryable")
 # Stands for all queues together in what nodes ask one another; no queue can have this name.
 ALL = "*"
 # A node that does not answer in this time is counted by what it has written.
@@ -98,8 +101,10 @@ class Stats:
         stale: StaleMessages,
         leases: Leases,
         counts: QueueCounts,
+        metrics: Metrics,
         clock: NowMs,
     ) -> None:
+        self._metrics = metrics
         self._stores = stores
         self._queues = queues
         self._claims = claims
@@ -140,10 +145,19 @@ class Stats:
         [snapshot] = await self.of([Queue(queue, 0)])
         return snapshot.depth
 
+    async def metrics(self) -> list[dict[str, Any]]:
+        """What each node counted since it started; see `Metrics.report`."""
+        others = self._leases.live_nodes() - {self._leases.node_id}
+        reports = await asyncio.gather(*(self._request(node_id, ASK_METRICS) for node_id in others))
+        return [self._metrics.report(), *(report for report in reports if report is not None)]
+
     async def _ask(self, node_id: str, wanted: list[str]) -> dict[str, Any] | None:
+        return await self._request(node_id, ASK + orjson.dumps(wanted))
+
+    async def _request(self, node_id: str, question: bytes) -> dict[str, Any] | None:
         try:
             async with asyncio.timeout(ANSWER_S):
-                answer = await self._stores.connection.request(names.node_subject(node_id), ASK + orjson.dumps(wanted))
+                answer = await self._stores.connection.request(names.node_subject(node_id), question)
         except (Unavailable, TimeoutError) as error:
             log.info("node %s does not tell its counts: %r", node_id, error)
             return None

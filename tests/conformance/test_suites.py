@@ -31,7 +31,7 @@ LEVELS = (
     "ext-backpressure",
 )
 # Read with what the official runner ignores (`capture` and the like), else hardly any could pass.
-EXTENSIONS = ("ext-dead-letter", "ext-rate-limiting")
+EXTENSIONS = ("ext-dead-letter", "ext-observability", "ext-rate-limiting")
 LONG_MS = 20_000
 
 pytestmark = pytest.mark.conformance

@@ -1,0 +1,105 @@
+"""GET /metrics in the text format of Prometheus (ojs-observability section 8)."""
+
+import itertools
+from collections.abc import Iterable
+from typing import Any
+
+from prometheus_client import CollectorRegistry, generate_latest
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
+from prometheus_client.exposition import CONTENT_TYPE_PLAIN_0_0_4
+from prometheus_client.registry import Collector
+
+from ojs_fast.api.http import Reply, Request
+from ojs_fast.core.metrics import BUCKETS_S
+from ojs_fast.core.queues import Queues
+from ojs_fast.core.stats import LIVE_STATES, Snapshot, Stats
+from ojs_fast.core.workers import Workers
+
+# Queues that get series of their own, by name; more would strain Prometheus and this answer.
+QUEUES_SHOWN = 500
+QUEUES_AT_ONCE = 100
+BARE_TYPE = b"text/plain"
+
+_COUNTERS = {
+    "enqueued": "Jobs enqueued.",
+    "completed": "Jobs that reached the state completed.",
+    "failed": "Jobs that reached the state discarded.",
+    "retried": "Attempts that failed and are tried again.",
+    "cancelled": "Jobs cancelled.",
+    "expired": "Jobs discarded because expires_at had passed.",
+}
+_HISTOGRAMS = {
+    "duration": "Seconds from the start of the last attempt to completion.",
+    "queue_time": "Seconds from enqueue to the first start.",
+}
+
+
+class MetricsHandlers:
+    """What Prometheus scrapes; any node answers for all of them."""
+
+    def __init__(self, stats: Stats, queues: Queues, workers: Workers) -> None:
+        self._stats = stats
+        self._queues = queues
+        self._workers = workers
+
+    async def metrics(self, request: Request) -> Reply:
+        """GET /metrics."""
+        queues = self._queues.all()[:QUEUES_SHOWN]
+        snapshots: list[Snapshot] = []
+        for start in range(0, len(queues), QUEUES_AT_ONCE):
+            snapshots += await self._stats.of(queues[start : start + QUEUES_AT_ONCE])
+        reports = await self._stats.metrics()
+        registry = CollectorRegistry(auto_describe=False)
+        registry.register(_Scrape([*_gauges(snapshots, self._workers.all()), *_counted(reports), *_timed(reports)]))
+        # Prometheus names no type at all or many; a client that asks for exactly this gets exactly this.
+        bare = request.headers.get(b"accept") == BARE_TYPE
+        return Reply(
+            200, generate_latest(registry), content_type=BARE_TYPE if bare else CONTENT_TYPE_PLAIN_0_0_4.encode()
+        )
+
+
+class _Scrape(Collector):
+    def __init__(self, families: list[Metric]) -> None:
+        self._families = families
+
+    def collect(self) -> Iterable[Metric]:
+        return self._families
+
+
+def _gauges(snapshots: list[Snapshot], workers: list[dict[str, Any]]) -> Iterable[Metric]:
+    depth = GaugeMetricFamily("ojs_queue_depth", "Jobs in a queue by state.", labels=["queue", "state"])
+    busy = GaugeMetricFamily("ojs_workers_busy", "Jobs that workers run now.", labels=["queue"])
+    oldest = GaugeMetricFamily("ojs_queue_oldest_seconds", "How long the oldest job has waited.", labels=["queue"])
+    paused = GaugeMetricFamily("ojs_queue_paused", "1 while a queue is paused.", labels=["queue"])
+    for one in snapshots:
+        name, states = one.queue.name, one.states()
+        for state in LIVE_STATES:
+            depth.add_metric([name, state], states[state])
+        busy.add_metric([name], one.active)
+        waiting_ms = one.computed_ms - one.oldest_ms if one.oldest_ms else 0
+        oldest.add_metric([name], max(0, waiting_ms) / 1000)
+        paused.add_metric([name], one.queue.paused)
+    active = GaugeMetricFamily("ojs_workers_active", "Workers that beat lately.", value=len(workers))
+    return depth, busy, oldest, paused, active
+
+
+def _counted(reports: list[dict[str, Any]]) -> Iterable[Metric]:
+    for name, text in _COUNTERS.items():
+        family = CounterMetricFamily(f"ojs_job_{name}", text, labels=["queue", "type", "node"])
+        for report in reports:
+            for what, queue, type_, count in report["counters"]:
+                if what == name:
+                    family.add_metric([queue, type_, report["node"]], count)
+        yield family
+
+
+def _timed(reports: list[dict[str, Any]]) -> Iterable[Metric]:
+    for name, text in _HISTOGRAMS.items():
+        family = HistogramMetricFamily(f"ojs_job_{name}_seconds", text, labels=["queue", "type", "node"])
+        for report in reports:
+            for what, queue, type_, counts, sum_s in report["histograms"]:
+                if what == name:
+                    bounds = [*map(str, BUCKETS_S), "+Inf"]
+                    buckets = list(zip(bounds, itertools.accumulate(counts), strict=True))
+                    family.add_metric([queue, type_, report["node"]], buckets, sum_s)
+        yield family

@@ -1,0 +1,71 @@
+"""GET /metrics: what Prometheus reads is what happened, on whatever node; /ready."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable
+
+import httpx
+from prometheus_client.parser import text_string_to_metric_families
+
+from tests.support.api import Api, unique_queue
+from tests.support.nats import Nats
+from tests.support.server import Server
+
+Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
+
+
+def scrape(server: Server) -> Samples:
+    """Every sample by name and labels, without the node."""
+    reply = httpx.get(f"{server.url}/metrics", trust_env=False)
+    assert reply.status_code == 200
+    assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
+    found: Samples = {}
+    for family in text_string_to_metric_families(reply.text):
+        for sample in family.samples:
+            labels = tuple(sorted((key, value) for key, value in sample.labels.items() if key != "node"))
+            found[sample.name, labels] = found.get((sample.name, labels), 0) + sample.value
+    return found
+
+
+def test_what_happened_on_two_nodes_is_read_from_either() -> None:
+    """Counters, histograms and depths, each by queue; jobs enqueued at one node, run at the other."""
+    with contextlib.ExitStack() as stack:
+        nats = stack.enter_context(Nats())
+        first, second = (stack.enter_context(Server(nats_url=nats.url)) for _ in range(2))
+        one, two = (stack.enter_context(Api(server.url)) for server in (first, second))
+        queue = unique_queue()
+        for _ in range(4):
+            one.enqueue(queue, kind="a.b", retry={"max_attempts": 1})
+        jobs = [two.fetch(queue)[0]["id"] for _ in range(3)]
+        two.ack(jobs[0])
+        one.ack(jobs[1])
+        two.nack(jobs[2])
+        one.heartbeat("w-1")
+        by_queue, by_type = (("queue", queue),), (("queue", queue), ("type", "a.b"))
+        for server in (first, second):
+            found = scrape(server)
+            assert found["ojs_job_enqueued_total", by_type] == 4
+            assert found["ojs_job_completed_total", by_type] == 2
+            assert found["ojs_job_failed_total", by_type] == 1
+            assert found["ojs_job_duration_seconds_count", by_type] == 2
+            assert found["ojs_job_queue_time_seconds_count", by_type] == 3
+            assert found["ojs_job_queue_time_seconds_bucket", (("le", "+Inf"), *by_type)] == 3
+            assert found["ojs_job_queue_time_seconds_sum", by_type] >= 0
+            assert found["ojs_queue_depth", (*by_queue, ("state", "available"))] == 1
+            assert found["ojs_queue_depth", (*by_queue, ("state", "active"))] == 0
+            assert found["ojs_workers_active", ()] == 1
+
+
+def test_the_media_type_follows_the_client(server: Server) -> None:
+    """A client that accepts exactly text/plain gets exactly that."""
+    reply = httpx.get(f"{server.url}/metrics", headers={"Accept": "text/plain"}, trust_env=False)
+    assert (reply.status_code, reply.headers["content-type"]) == (200, "text/plain")
+
+
+def test_metrics_need_the_key_and_readiness_does_not(fresh_server: Callable[..., Server]) -> None:
+    """As health and manifest, /ready is open."""
+    server = fresh_server(env={"OJS_API_KEY": "secret"})
+    assert httpx.get(f"{server.url}/metrics", trust_env=False).status_code == 401
+    ready = httpx.get(f"{server.url}/ready", trust_env=False)
+    assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
