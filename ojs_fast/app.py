@@ -5,13 +5,18 @@ handler: BlackSheep's request, response and routing objects cost more than the j
 (docs/performance.md). All others are routed by BlackSheep; both lanes run the same handlers.
 """
 
+import asyncio
 import gc
 import logging
 import os
+import signal
 import sys
+from collections.abc import AsyncGenerator
+from functools import partial
+from types import FrameType
 from typing import Any
 
-from blacksheep import Application, Content, Response
+from blacksheep import Application, Content, Response, StreamedContent
 from blacksheep import Request as WebRequest
 
 from ojs_fast import logs
@@ -25,8 +30,10 @@ from ojs_fast.api.http import (
     Request,
     error_reply,
     reply_headers,
+    until_gone,
 )
 from ojs_fast.api.jobs import JobHandlers
+from ojs_fast.api.live import LiveHandlers
 from ojs_fast.api.metrics import MetricsHandlers
 from ojs_fast.api.queues import QueueHandlers
 from ojs_fast.api.rate_limits import RateLimitHandlers
@@ -69,6 +76,7 @@ class OjsApplication(Application):
     async def _open(self, _: Application) -> None:
         try:
             await self._node.open(self._servers)
+            self._listen_for_the_end()
             gc.collect()
             gc.freeze()
             gc.set_threshold(20_000, 20, 50)
@@ -76,6 +84,19 @@ class OjsApplication(Application):
             # Granian would only say that the worker died; the operator needs the reason.
             print(f"ojs-fast: cannot start: {error}", file=sys.stderr, flush=True)  # noqa: T201 - see above
             raise
+
+    def _listen_for_the_end(self) -> None:
+        # Granian closes the application only when the last request has ended, and streams do not end by themselves.
+        loop = asyncio.get_running_loop()
+        for signum in (signal.SIGTERM, signal.SIGINT):
+            granians = signal.getsignal(signum)
+
+            def handle(signum: int, frame: FrameType | None, granians: Any = granians) -> None:
+                loop.call_soon_threadsafe(self._node.live.end)
+                if callable(granians):
+                    granians(signum, frame)
+
+            signal.signal(signum, handle)
 
     async def _close(self, _: Application) -> None:
         await self._node.close()
@@ -94,6 +115,9 @@ class OjsApplication(Application):
         request = Request(scope, receive)
         reply = await self._gate.run(route.handler, request, is_open=route.is_open)
         await send({"type": "http.response.start", "status": reply.status, "headers": reply_headers(request, reply)})
+        if reply.stream is not None:
+            await _send_stream(request, reply.stream, send)
+            return
         await send({"type": "http.response.body", "body": reply.body})
 
     def _routed(self, handler: Handler, *, is_open: bool = False) -> Any:
@@ -101,7 +125,10 @@ class OjsApplication(Application):
             params = {name: str(value) for name, value in (web_request.route_values or {}).items()}
             scope: Any = web_request.scope
             request = Request(scope, scope["ojs.receive"], params)
-            return _response(request, await self._gate.run(handler, request, is_open=is_open))
+            reply = await self._gate.run(handler, request, is_open=is_open)
+            if reply.stream is not None:
+                return _streamed(request, reply, reply.stream)
+            return _response(request, reply)
 
         return run
 
@@ -126,6 +153,17 @@ def _response(request: Request, reply: Reply) -> Response:
     return Response(reply.status, headers, Content(content_type, reply.body))
 
 
+def _streamed(request: Request, reply: Reply, stream: AsyncGenerator[bytes]) -> Response:
+    (_, content_type), *headers = reply_headers(request, reply)
+    return Response(reply.status, headers, StreamedContent(content_type, partial(until_gone, request, stream)))
+
+
+async def _send_stream(request: Request, stream: AsyncGenerator[bytes], send: Any) -> None:
+    async for chunk in until_gone(request, stream):
+        await send({"type": "http.response.body", "body": chunk, "more_body": True})
+    await send({"type": "http.response.body", "body": b""})
+
+
 def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsApplication:
     """Wire all layers together."""
     node = Node(settings, boot_id=boot_id)
@@ -138,6 +176,7 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
         RateLimitHandlers(node.limit_admin),
         SystemHandlers(Health(node.connection), node.events, node.resetter),
         MetricsHandlers(node.stats, node.queues, node.workers),
+        LiveHandlers(node.live, node.jobs, node.queue_admin),
         AdminHandlers(settings, node.jobs, node.search, node.dead_letters, node.queues, node.workers, node.stats),
         WorkflowHandlers(node.workflows),
         with_reset=settings.enable_reset,

@@ -8,6 +8,7 @@ import contextlib
 import logging
 import secrets
 import time
+from functools import partial
 
 import orjson
 from nats.aio.msg import Msg
@@ -28,6 +29,7 @@ from ojs_fast.core.limit_admin import LimitAdmin
 from ojs_fast.core.limit_refusals import RefusedJobs
 from ojs_fast.core.limit_upkeep import LimitUpkeep
 from ojs_fast.core.limits import Limits
+from ojs_fast.core.live import LiveEvents
 from ojs_fast.core.metrics import Metrics
 from ojs_fast.core.promoter import Promoter
 from ojs_fast.core.propagate import Propagator
@@ -55,6 +57,7 @@ from ojs_fast.storage.batches import BatchWriter
 from ojs_fast.storage.buckets import Outbox
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import Unavailable
+from ojs_fast.storage.event_feed import EventFeed
 from ojs_fast.storage.event_log import EventLog
 from ojs_fast.storage.intents import IntentLog
 from ojs_fast.storage.leases import Leases
@@ -164,7 +167,7 @@ class Node:
             self.stores, self.queues, self.jobs, self.stats, counts, self.tallies, self.events, clock
         )
         self.admission.drop = self.queue_admin.drop_oldest
-        self.search = JobSearch(self.stores)
+        self._make_views()
         self.janitor = Janitor(
             self.queues, counts, self.tallies, self.leases, self.dead_letters, settings.dead_letter_max_count
         )
@@ -177,6 +180,12 @@ class Node:
         self.resetter = Resetter(self.stores, self.leases, self.tallies, self._forget)
         self._task: asyncio.Task[None] | None = None
         self._answers: set[asyncio.Task[None]] = set()
+
+    def _make_views(self) -> None:
+        self.search = JobSearch(self.stores)
+        self.live = LiveEvents(self.stores.event_log, partial(EventFeed, self.connection), self.clock)
+        self.metrics.gauges["claims"] = lambda: len(self.claims)
+        self.metrics.gauges["live_listeners"] = lambda: self.live.count
 
     def _make_workflows(self, settings: Settings) -> None:
         self.workflow_store = store = WorkflowStore(self.stores)
@@ -226,6 +235,7 @@ class Node:
 
     async def close(self) -> None:
         """Stop every loop and hand over: the next leader adopts this node's claims."""
+        await self.live.close()
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)

@@ -6,7 +6,7 @@ Owns headers, body reading and limits, authentication, the error body; must not 
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
@@ -84,6 +84,8 @@ class Reply:
     headers: RawHeaders = field(default_factory=list)
     #: unset: JSON, in the media type that the client takes
     content_type: bytes = b""
+    #: sent instead of `body`, chunk by chunk, for as long as the client stays
+    stream: AsyncGenerator[bytes] | None = None
 
 
 class Request:
@@ -192,6 +194,10 @@ class Request:
             # The body is complete by its length; its empty last part comes without delay.
             await self._receive()
         self._gone = self._receive()
+
+    async def gone(self) -> None:
+        """Wait until the client hangs up; call after `watch_client`."""
+        await self._gone
 
     def client_gone(self) -> bool:
         """True when the client hung up since `watch_client`."""
@@ -340,3 +346,27 @@ def reply_headers(request: Request, reply: Reply) -> RawHeaders:
 def json_reply(value: Any, status: int = 200) -> Reply:
     """Encode a value as the body."""
     return Reply(status, orjson.dumps(value))
+
+
+async def until_gone(request: Request, stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
+    """The chunks of a stream until it ends or the client hangs up; then the stream is closed."""
+    await request.watch_client()
+    gone = asyncio.ensure_future(request.gone())
+    pending: asyncio.Task[bytes] | None = None
+    try:
+        while True:
+            pending = asyncio.ensure_future(anext(stream))
+            await asyncio.wait((gone, pending), return_when=asyncio.FIRST_COMPLETED)
+            if not pending.done():
+                return
+            try:
+                chunk = pending.result()
+            except StopAsyncIteration:
+                return
+            yield chunk
+    finally:
+        gone.cancel()
+        if pending is not None and not pending.done():
+            pending.cancel()
+        await asyncio.gather(gone, *([pending] if pending else []), return_exceptions=True)
+        await stream.aclose()

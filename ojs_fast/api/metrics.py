@@ -28,6 +28,10 @@ _COUNTERS = {
     "cancelled": "Jobs cancelled.",
     "expired": "Jobs discarded because expires_at had passed.",
 }
+_NODE_GAUGES = {
+    "claims": "Active jobs whose deadlines a node watches.",
+    "live_listeners": "Clients that listen to live events at a node.",
+}
 _HISTOGRAMS = {
     "duration": "Seconds from the start of the last attempt to completion.",
     "queue_time": "Seconds from enqueue to the first start.",
@@ -50,7 +54,8 @@ class MetricsHandlers:
             snapshots += await self._stats.of(queues[start : start + QUEUES_AT_ONCE])
         reports = await self._stats.metrics()
         registry = CollectorRegistry(auto_describe=False)
-        registry.register(_Scrape([*_gauges(snapshots, self._workers.all()), *_counted(reports), *_timed(reports)]))
+        gauges = [*_gauges(snapshots, self._workers.all()), *_of_nodes(reports)]
+        registry.register(_Scrape([*gauges, *_counted(reports), *_timed(reports)]))
         # Prometheus names no type at all or many; a client that asks for exactly this gets exactly this.
         bare = request.headers.get(b"accept") == BARE_TYPE
         return Reply(
@@ -81,6 +86,14 @@ def _gauges(snapshots: list[Snapshot], workers: list[dict[str, Any]]) -> Iterabl
         paused.add_metric([name], one.queue.paused)
     active = GaugeMetricFamily("ojs_workers_active", "Workers that beat lately.", value=len(workers))
     return depth, busy, oldest, paused, active
+
+
+def _of_nodes(reports: list[dict[str, Any]]) -> Iterable[Metric]:
+    for name, text in _NODE_GAUGES.items():
+        family = GaugeMetricFamily(f"ojs_node_{name}", text, labels=["node"])
+        for report in reports:
+            family.add_metric([report["node"]], dict(report["gauges"])[name])
+        yield family
 
 
 def _counted(reports: list[dict[str, Any]]) -> Iterable[Metric]:

@@ -8,6 +8,7 @@ from ojs_fast.api.cron import CronHandlers
 from ojs_fast.api.dead_letters import DeadLetterHandlers
 from ojs_fast.api.http import Reply, Request
 from ojs_fast.api.jobs import JobHandlers
+from ojs_fast.api.live import LiveHandlers
 from ojs_fast.api.metrics import MetricsHandlers
 from ojs_fast.api.queues import QueueHandlers
 from ojs_fast.api.rate_limits import RateLimitHandlers
@@ -38,6 +39,7 @@ def routes(
     rate_limits: RateLimitHandlers,
     system: SystemHandlers,
     metrics: MetricsHandlers,
+    live: LiveHandlers,
     admin: AdminHandlers,
     workflows: WorkflowHandlers,
     *,
@@ -109,6 +111,9 @@ def routes(
         Route("POST", V1 + "/workflows/{id}/cancel", workflows.cancel),
         Route("POST", V1 + "/workflows/{id}/retry", workflows.retry),
         Route("GET", V1 + "/events", system.read_events),
+        Route("GET", V1 + "/events/stream", live.of_channel),
+        Route("GET", V1 + "/jobs/{id}/events", live.of_job),
+        Route("GET", V1 + "/queues/{name}/events", live.of_queue),
         Route("GET", V1 + "/admin/stats", admin.stats),
         Route("GET", V1 + "/admin/stats/history", admin.history),
         Route("GET", V1 + "/admin/system/config", admin.config),

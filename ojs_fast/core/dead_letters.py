@@ -210,7 +210,7 @@ class DeadLetters:
         """`retry`, also of a discarded job that is no dead letter. Raises NotFound, Conflict, Unavailable."""
         record, stored = await self._jobs.change(job_id, "retry", lambda r, now: r.revive(now))
         await self._bucket.erase(dead_key(record))
-        self._events.job("job.enqueued", record)
+        self._events.job("job.enqueued", record, before="discarded")
         return record, stored
 
     async def delete(self, job_id: str) -> None:

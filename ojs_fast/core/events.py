@@ -25,12 +25,17 @@ class Events:
         self._ids = _core.UuidV7Generator()
         self._source = f"ojs://ojs-fast/server/{node_id}"
 
-    def job(self, event_type: str, record: _core.Record, extra: str = "") -> None:
-        """Announce a change of one job; `extra` is more JSON members of `data`, with a leading comma."""
+    def job(self, event_type: str, record: _core.Record, extra: str = "", before: str = "") -> None:
+        """Announce a change of one job; `extra` is more JSON members of `data`, with a leading comma.
+
+        `before` is the state that it left, where the type of event does not tell.
+        """
+        if before:
+            extra += f',"previous_state":"{before}"'
         now_ms = self._clock()
         event = _core.job_event(record, event_type, self._ids.next(now_ms), self._source, now_ms, extra)
         self._log.append(event_type, event)
-        self._metrics.observe(event_type, record)
+        self._metrics.observe(event_type, record, is_new=not before)
 
     def announce(self, event_type: str, subject: str, data: dict[str, Any]) -> None:
         """Announce something that is no change of a job."""

@@ -401,13 +401,13 @@ class Jobs:
             record.cancel(now_ms)
 
         record, stored = await self.change(job_id, "cancel", apply)
-        self._events.job("job.cancelled", record)
+        self._events.job("job.cancelled", record, before=previous)
         return record, stored, previous
 
     async def activate(self, job_id: str) -> tuple[_core.Record, bytes]:
         """`pending` → available. Raises OJSError."""
         record, stored = await self.change(job_id, "activate", lambda r, now: r.activate(now))
-        self._events.job("job.enqueued", record)
+        self._events.job("job.enqueued", record, before="pending")
         return record, stored
 
 

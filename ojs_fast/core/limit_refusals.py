@@ -114,14 +114,14 @@ class RefusedJobs:
         self._stores.work.ack(one.message.ack_subject)
         self._propagator.follow_or_doubt(record, stored, revision)
         if record.state == "scheduled":
-            self._events.job("job.scheduled", record)
+            self._events.job("job.scheduled", record, before="available")
             return
         self._events.announce(
             "rate_limit.dropped",
             record.id,
             {"key": one.limit.key, "job_id": record.id, "job_type": record.type, "queue": record.queue},
         )
-        self._events.job("job.discarded", record)
+        self._events.job("job.discarded", record, before="available")
 
 
 def _error(one: Refused, now_ms: int) -> bytes:

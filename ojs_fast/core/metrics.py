@@ -5,6 +5,7 @@ carries its node, because a node's counters begin anew with it; whoever is scrap
 """
 
 import bisect
+from collections.abc import Callable
 from typing import Any
 
 from ojs_fast import _core
@@ -47,11 +48,13 @@ class Metrics:
         self._node_id = node_id
         self._counters: dict[tuple[str, str, str], int] = {}
         self._histograms: dict[tuple[str, str, str], Histogram] = {}
+        #: name → what it is now
+        self.gauges: dict[str, Callable[[], int]] = {}
 
-    def observe(self, event_type: str, record: _core.Record) -> None:
-        """Take notice of a change of a job."""
+    def observe(self, event_type: str, record: _core.Record, *, is_new: bool = True) -> None:
+        """Take notice of a change of a job; one that was enqueued before is not enqueued again."""
         name = COUNTED.get(event_type)
-        if name is not None:
+        if name is not None and (is_new or name != "enqueued"):
             key = (name, record.queue, record.type)
             count = self._counters.get(key)
             if count is None:
@@ -72,9 +75,10 @@ class Metrics:
         histogram.observe(max(0, milliseconds) / 1000)
 
     def report(self) -> dict[str, Any]:
-        """All of it, for another node to tell: `{node, counters, histograms}`."""
+        """All of it, for another node to tell: `{node, gauges, counters, histograms}`."""
         return {
             "node": self._node_id,
+            "gauges": [[name, gauge()] for name, gauge in self.gauges.items()],
             "counters": [[*key, count] for key, count in self._counters.items()],
             "histograms": [[*key, one.counts, one.sum_s] for key, one in self._histograms.items()],
         }

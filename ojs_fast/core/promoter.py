@@ -28,6 +28,7 @@ from ojs_fast.storage.errors import RevisionConflict, Unavailable
 
 log = logging.getLogger(__name__)
 
+LISTED_STATES = {names.SCHEDULED: "scheduled", names.RETRY: "retryable"}
 RETRY_LATER_MS = 500
 
 
@@ -150,7 +151,8 @@ class Promoter:
                 # It may have waited in another index, or as a work message.
                 self._propagator.forsake(record)
                 self._stale.left_by(record)
-            self._events.job("job.expired" if record.state == "discarded" else "job.enqueued", record)
+            event_type = "job.expired" if record.state == "discarded" else "job.enqueued"
+            self._events.job(event_type, record, before=LISTED_STATES.get(bucket, ""))
         if published is not None:
             # Not for its outcome, which `follow_or_doubt` handles: NATS is to keep up.
             await asyncio.wait([published])

@@ -225,7 +225,7 @@ class QueueAdmin:
             log.info("a job is not dropped: %s", error, extra={"ojs.job_id": job_id})
             return False
         await self._stores.work.delete(sequence)
-        self._events.job("job.discarded", record)
+        self._events.job("job.discarded", record, before="available")
         facts = {"queue": record.queue, "job_id": job_id, "job_type": record.type}
         self._events.announce("backpressure.dropped", record.queue, facts)
         return True

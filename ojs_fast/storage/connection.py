@@ -17,6 +17,7 @@ import nats
 import orjson
 from nats.aio.client import Client
 from nats.aio.msg import Msg
+from nats.js.api import ConsumerConfig
 
 from ojs_fast import _core
 from ojs_fast.storage.errors import TopologyError, Unavailable
@@ -324,6 +325,17 @@ class Connection:
             return await self._nc.subscribe(subject, cb=callback, pending_msgs_limit=0, pending_bytes_limit=0)
         except nats.errors.Error as error:
             raise Unavailable(f"no subscription to {subject}: {error!r}") from error
+
+    async def subscribe_ordered(
+        self, subject: str, callback: Callable[[Msg], Awaitable[None]], config: ConsumerConfig
+    ) -> Any:
+        """Subscribe to a stream by an ordered consumer. Raises Unavailable."""
+        try:
+            return await self._nc.jetstream().subscribe(
+                subject, cb=callback, ordered_consumer=True, config=config, pending_msgs_limit=0, pending_bytes_limit=0
+            )
+        except (nats.errors.Error, nats.js.errors.Error) as error:
+            raise Unavailable(f"no ordered subscription to {subject}: {error!r}") from error
 
     async def reply(self, msg: Msg, payload: bytes) -> None:
         """Answer a message that came by `subscribe`."""

@@ -13,6 +13,7 @@ import orjson
 from ojs_fast import _core
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import Connection
+from ojs_fast.storage.errors import Unavailable
 
 READ_AT_ONCE = 200
 EVENTS_PER_MESSAGE = 1000  # keeps a message below the 1 MB that NATS allows by default
@@ -56,6 +57,21 @@ class EventLog:
         query: dict[str, Any] = {"next_by_subj": subject, "batch": READ_AT_ONCE}
         query |= {"start_time": start_time} if start_time else {"seq": after + 1}
         return list(self._decode(await self._connection.get_batch(names.EVENT_STREAM, query)))
+
+    async def read_raw(self, after: int) -> list[tuple[int, bytes]]:
+        """One page of messages behind sequence `after` as they lie there: `[(sequence, payload)]`.
+
+        Raises Unavailable.
+        """
+        query = {"next_by_subj": "ojs.events.>", "seq": after + 1, "batch": READ_AT_ONCE}
+        return [(m.sequence, m.data) for m in await self._connection.get_batch(names.EVENT_STREAM, query)]
+
+    async def first_sequence(self) -> int:
+        """The sequence of the oldest message that is kept. Raises Unavailable."""
+        answer = await self._connection.api(f"STREAM.INFO.{names.EVENT_STREAM}")
+        if "error" in answer:
+            raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
+        return int(answer["state"]["first_seq"])
 
     def _decode(self, batch: list[_core.WireMessage]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         for message in batch:
