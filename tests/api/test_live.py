@@ -64,6 +64,7 @@ async def test_a_job_is_followed_to_its_end(api: Api, server: Server) -> None:
     """Each change with the state before, growing ids; the stream ends with the job."""
     queue = unique_queue()
     job = await asyncio.to_thread(api.enqueue, queue, retry={"max_attempts": 2, "initial_interval": "PT0.05S"})
+    await asyncio.to_thread(api.events)  # has the event written that is gathered still
     async with listening(server.url, f"/jobs/{job['id']}/events") as stream:
         await asyncio.to_thread(api.fetch, queue)
         await asyncio.to_thread(api.nack, job["id"])
@@ -116,6 +117,7 @@ async def test_a_queue_is_followed_from_another_node() -> None:
         api = stack.enter_context(Api(first.url))
         queue, other = unique_queue(), unique_queue()
         api.enqueue(queue)
+        api.events()  # has the event written that is gathered still
         async with (
             listening(second.url, f"/events/stream?channel=queue:{queue}") as of_queue,
             listening(second.url, "/events/stream") as of_all,
@@ -136,6 +138,7 @@ async def test_who_comes_back_misses_nothing(api: Api, server: Server) -> None:
     """Behind Last-Event-ID comes what happened meanwhile, once, and then what happens."""
     queue = unique_queue()
     await asyncio.to_thread(api.enqueue, queue)
+    await asyncio.to_thread(api.events)  # has the event written that is gathered still
     path = f"/queues/{queue}/events"
     async with listening(server.url, path) as stream:
         first = await asyncio.to_thread(api.enqueue, queue)
@@ -153,6 +156,7 @@ async def test_an_id_that_is_not_ours_is_a_gap(api: Api, server: Server, after: 
     """The listener is told to look for itself, and then hears what happens."""
     queue = unique_queue()
     await asyncio.to_thread(api.enqueue, queue)
+    await asyncio.to_thread(api.events)
     async with listening(server.url, f"/queues/{queue}/events", **{"Last-Event-ID": after}) as stream:
         gap = await stream.next()
         assert (gap["event"], gap["data"]["channel"]) == ("system.gap", f"queue:{queue}")
