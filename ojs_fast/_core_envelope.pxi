@@ -395,8 +395,11 @@ cdef int _objects(_Fields f, Record record, list body) except -1:
                 raise EnvelopeError(f.path(key), _kind(raw), "an object")
             body.append(b',"' + key.encode() + b'":')
             body.append(raw)
-            if key == "rate_limit" and _json_submembers(raw, 0):
-                record.extra = {**(record.extra or {}), "limits": [parse_rate_limit(raw, record.queue, f.path(key))]}
+            if key == "unique":
+                # The policy as the client wrote it, and where; `core.unique` makes what is stored of it.
+                _remember(record, "unique", [f.path(key), raw.decode()])
+            elif _json_submembers(raw, 0):
+                _remember(record, "limits", [parse_rate_limit(raw, record.queue, f.path(key))])
     return 0
 
 

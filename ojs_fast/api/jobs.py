@@ -36,7 +36,9 @@ class JobHandlers:
     async def enqueue(self, request: Request) -> Reply:
         """POST /jobs (ojs-http-binding section 9.1)."""
         ticket = self._ticket(request)
-        job_id, stored = await self._jobs.enqueue(request.body, ticket)
+        job_id, stored, is_new = await self._jobs.enqueue(request.body, ticket)
+        if not is_new:
+            return Reply(200, b'{"job":' + _core.public_job(stored) + b',"deduplicated":true}')
         headers = [(b"location", b"/ojs/v1/jobs/" + job_id.encode())]
         if ticket is not None:
             headers += _pressure(ticket)

@@ -29,7 +29,7 @@ def manifest() -> dict[str, Any]:
             "priority_queues": False,
             "rate_limiting": True,
             "schema_validation": False,
-            "unique_jobs": False,
+            "unique_jobs": True,
             "workflows": True,
             "pause_resume": True,
             "queue_stats": True,

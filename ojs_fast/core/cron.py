@@ -20,7 +20,7 @@ from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.stores import Stores
-from ojs_fast.errors import BackendUnavailable, Conflict, NotFound
+from ojs_fast.errors import BackendUnavailable, Conflict, Duplicate, NotFound
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket, Watch
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
@@ -282,7 +282,11 @@ class Cron:
     async def _complete(self, entry: Entry, revision: int) -> Known:
         """Make sure that the allotted job exists. Raises RevisionConflict, Unavailable."""
         remember = {"cron": entry.name} if entry.policy == "enqueue" else None
-        record = await self._jobs.create_allotted(entry.job_request(entry.fired_ms), entry.pending, remember)
+        try:
+            record = await self._jobs.create_allotted(entry.job_request(entry.fired_ms), entry.pending, remember)
+        except Duplicate as duplicate:
+            record = None
+            self._skipped(entry, "duplicate", entry.fired_ms, (duplicate.details or {})["existing_job_id"])
         if record is not None:
             self._events.announce(
                 "cron.triggered",

@@ -2,13 +2,14 @@
 
 import logging
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
 
 from ojs_fast import _core
 from ojs_fast.config import Settings
+from ojs_fast.core import unique
 from ojs_fast.core.admission import Admission, Grant, Ticket
 from ojs_fast.core.claims import Claims
 from ojs_fast.core.clock import NowMs
@@ -18,6 +19,9 @@ from ojs_fast.core.queues import Queues
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Tallies
+from ojs_fast.core.unique import Wish
+from ojs_fast.core.unique_enqueue import Cancelled, UniqueEnqueuer, duplicate_of
+from ojs_fast.core.unique_locks import UniqueLocks
 from ojs_fast.errors import (
     BackendUnavailable,
     Conflict,
@@ -131,6 +135,8 @@ class Jobs:
         self._admission = admission
         self._settings = settings
         self._retention = Retention(settings, queues)
+        self._locks = UniqueLocks(stores, propagator, clock)
+        self._unique = UniqueEnqueuer(stores, self._locks, tallies, self._retention.ttl_s, node_id, clock)
         self._queues = queues
         self._claims = claims
         self._events = events
@@ -141,8 +147,8 @@ class Jobs:
 
     # -- enqueue ---------------------------------------------------------------------------------
 
-    async def enqueue(self, body: bytes, ticket: Ticket | None = None) -> tuple[str, bytes]:
-        """Store one job and hand it to the workers: `(job id, record bytes)`.
+    async def enqueue(self, body: bytes, ticket: Ticket | None = None) -> tuple[str, bytes, bool]:
+        """Store one job and hand it to the workers: `(job id, record bytes, whether it is new)`.
 
         Two round trips: create the record, publish the work message. `ticket` tells how long to wait for room in
         a bounded queue. Raises OJSError.
@@ -154,8 +160,9 @@ class Jobs:
         record.node_id = self._node_id
         if self._queues.rules:
             self._apply_rules([record])
-        stored = record.serialize()
-        self._refuse_oversize(len(stored))
+        if record.extra is not None and unique.FEATURE in record.extra:
+            return await self._enqueue_unique(record, ticket)
+        stored = self._serialized(record)
         if not self._queues.knows(record.queue, record.priority):
             await self._open_levels([record])
         grants = await self._enter([record], ticket) if self._queues.rules else None
@@ -170,12 +177,46 @@ class Jobs:
             if grants:
                 self._admission.leave(grants, at_once=record.state == "available")
         self._announce(record)
-        return record.id, stored
+        return record.id, stored, True
+
+    def _serialized(self, record: _core.Record) -> bytes:
+        stored = record.serialize()
+        self._refuse_oversize(len(stored))
+        return stored
+
+    async def _enqueue_unique(self, record: _core.Record, ticket: Ticket | None) -> tuple[str, bytes, bool]:
+        """The same under a lock (ojs-unique-jobs): one round trip more."""
+        wish = unique.wish_of(record)
+        self._serialized(record)
+        if not self._queues.knows(record.queue, record.priority):
+            await self._open_levels([record])
+        grants = await self._enter([record], ticket) if self._queues.rules else None
+        try:
+            outcome = await self._unique.create(wish, record, self._serialized)
+            if not outcome.revision:
+                return _core.Record.parse(outcome.stored).id, outcome.stored, False
+            await self._propagator.followed(record, outcome.stored, outcome.revision)
+        except KeyTaken:
+            raise _duplicate(record.id) from None
+        finally:
+            if grants:
+                self._admission.leave(grants, at_once=record.state == "available")
+        if outcome.cancelled is not None:
+            await self._follow_replaced(outcome.cancelled)
+        self._announce(record)
+        return record.id, outcome.stored, True
+
+    async def _follow_replaced(self, old: Cancelled) -> None:
+        self._leave(old.record, old.before, "", old.record.node_id, old.revision_before)
+        await self._propagator.followed(old.record, old.stored, old.revision)
+        self._events.job("job.cancelled", old.record, before=old.before)
 
     async def create_allotted(
         self, body: bytes, job_id: str, extra: dict[str, Any] | None = None
     ) -> _core.Record | None:
-        """Enqueue a job of the server's own under an id allotted before; None when it was created already.
+        """Enqueue a job of the server's own under an id allotted before.
+
+        None when it was created already. Duplicate when it is unique and another job is in its way.
 
         Raises OJSError, Unavailable.
         """
@@ -186,15 +227,30 @@ class Jobs:
         record.node_id = self._node_id
         if self._queues.rules:
             self._apply_rules([record])
+        wish = unique.wish_of(record) if unique.is_asked_for(record) else None
         if extra is not None:
             record.extra = {**(record.extra or {}), **extra}
-        stored = record.serialize()
-        self._refuse_oversize(len(stored))
         await self._queues.ensure(record.queue, record.priority)
         try:
-            revision = await self._stores.records.create(job_id, stored)
+            if wish is None:
+                stored = self._serialized(record)
+                revision = await self._stores.records.create(job_id, stored)
+            else:
+                outcome = await self._unique.create(wish, record, self._serialized)
+                stored, revision = outcome.stored, outcome.revision
+                if outcome.cancelled is not None:
+                    await self._follow_replaced(outcome.cancelled)
         except KeyTaken:
             return None
+        except Duplicate as duplicate:
+            if (duplicate.details or {}).get("existing_job_id") == job_id:
+                return None
+            raise
+        if wish is not None and not revision:
+            existing = _core.Record.parse(stored)
+            if existing.id == job_id:
+                return None
+            raise duplicate_of(wish, existing)
         await self._propagator.followed(record, stored, revision)
         self._announce(record)
         return record
@@ -229,13 +285,59 @@ class Jobs:
             record.node_id = self._node_id
         if self._queues.rules:
             self._apply_rules(records)
-        batch = [(record.id, record.serialize()) for record in records]
-        self._refuse_oversize(max(len(stored) for _, stored in batch))
+        wishes = {
+            place: unique.wish_of(record)
+            for place, record in enumerate(records)
+            if record.extra is not None and unique.FEATURE in record.extra
+        }
         await self._open_levels([r for r in records if not self._queues.knows(r.queue, r.priority)])
+        if not wishes:
+            batch = [(record.id, record.serialize()) for record in records]
+            await self._store_batch(
+                records, batch, ticket, lambda: self._stores.batches.create_all(batch, ids_are_new=ids_are_new)
+            )
+            return [stored for _, stored in batch]
+        async with self._locks.line(wish.fingerprint for wish in wishes.values()):
+            return await self._enqueue_unique_batch(records, wishes, ticket)
+
+    async def _enqueue_unique_batch(
+        self, records: list[_core.Record], wishes: dict[int, Wish], ticket: Ticket | None
+    ) -> list[bytes]:
+        admitted = await self._unique.admit(wishes, records)
+        cancelled: list[Cancelled] = []
+        new = [record for place, record in enumerate(records) if place not in admitted.existing]
+        batch = [(record.id, record.serialize()) for record in new]
+
+        async def write() -> list[int]:
+            revisions, gone = await self._unique.write(admitted, batch)
+            cancelled.extend(gone)
+            return revisions
+
+        if new:
+            try:
+                await self._store_batch(new, batch, ticket, write)
+            except RevisionConflict:
+                await self._unique.undo(admitted)
+                raise BackendUnavailable("A job that this batch replaces has just changed; try again.") from None
+            except OJSError:
+                await self._unique.undo(admitted)
+                raise
+        for old in cancelled:
+            await self._follow_replaced(old)
+        made = iter(stored for _, stored in batch)
+        return [admitted.existing[place] if place in admitted.existing else next(made) for place in range(len(records))]
+
+    async def _store_batch(
+        self,
+        records: list[_core.Record],
+        batch: list[tuple[str, bytes]],
+        ticket: Ticket | None,
+        write: Callable[[], Awaitable[list[int]]],
+    ) -> None:
+        self._refuse_oversize(max(len(stored) for _, stored in batch))
         grants = await self._enter(records, ticket) if self._queues.rules else None
         try:
-            revisions = await self._stores.batches.create_all(batch, ids_are_new=ids_are_new)
-            await self._follow_batch(records, batch, revisions)
+            await self._follow_batch(records, batch, await write())
         except KeyTaken as taken:
             raise _duplicate(str(taken)) from None
         except BatchRefused as error:
@@ -249,7 +351,6 @@ class Jobs:
                 self._admission.leave(grants, at_once=all(record.state == "available" for record in records))
         for record in records:
             self._announce(record)
-        return [stored for _, stored in batch]
 
     async def _open_levels(self, records: list[_core.Record]) -> None:
         # Before the first job enters, so that no crash leaves one in a level that nobody drains; but a

@@ -24,6 +24,9 @@ _PREFIX = names.bucket_subject(names.JOBS, "")
 _STREAM = names.bucket_stream(names.JOBS)
 _DIRECT_GET = f"$JS.API.DIRECT.GET.{_STREAM}.{_PREFIX}"
 _CREATE = headers(Nats_Expected_Last_Subject_Sequence=0)
+# Longer than a stopped process may sleep before it writes the record after all.
+FENCE_TTL_S = 24 * 3600
+_FENCE = headers(Nats_Expected_Last_Subject_Sequence=0, KV_Operation="DEL", Nats_TTL=f"{FENCE_TTL_S}s")
 _BATCH_MEMBER = (
     b"NATS/1.0\r\nNats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\nNats-Expected-Last-Subject-Sequence: 0\r\n%s\r\n"
 )
@@ -95,6 +98,45 @@ class Records:
         if code == WRONG_LAST_SEQUENCE:
             raise KeyTaken(job_id)
         raise Unavailable(f"JetStream refused the record: {description} (error {code})")
+
+    async def fence(self, job_id: str) -> None:
+        """Make sure that a record that was never written never will be, for FENCE_TTL_S.
+
+        Raises KeyTaken when it was written before, Unavailable.
+        """
+        await self._connection.ready()
+        _, code, description = await self._connection.write(_PREFIX + job_id, b"", _FENCE)
+        if code == WRONG_LAST_SEQUENCE:
+            raise KeyTaken(job_id)
+        if code:
+            raise Unavailable(f"JetStream refused a fence: {description} (error {code})")
+
+    async def replace_all(self, writes: list[tuple[str, bytes, int, int]]) -> list[int]:
+        """Write several records, all or none: `[(job id, record, revision, ttl_s)]`, revision 0 for a new one.
+
+        Returns their new revisions. Raises RevisionConflict when one is elsewhere, Unavailable when the outcome
+        stays unknown.
+        """
+        await self._connection.ready()
+        batch_id = f"{self._batch_prefix}-{next(self._batch_numbers)}".encode()
+        commit, future = self._connection.expect()
+        last = len(writes)
+        for number, (job_id, stored, revision, ttl_s) in enumerate(writes, 1):
+            member = b"Nats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\n" % (batch_id, number)
+            if number == last:
+                member += b"Nats-Batch-Commit: 1\r\n"
+            header = b"NATS/1.0\r\n" + member + replace_headers(revision, ttl_s)[10:]
+            self._connection.send(_PREFIX + job_id, stored, commit if number == last else "", header)
+        try:
+            sequence, code, description = await future
+        except Unavailable:
+            sequence, code = await self._resolve_batch([(job_id, stored) for job_id, stored, _, _ in writes]), 0
+            description = ""
+        if code == WRONG_LAST_SEQUENCE:
+            raise RevisionConflict(writes[-1][0])
+        if code:
+            raise Unavailable(f"JetStream refused the batch: {description} (error {code})")
+        return list(range(sequence - last + 1, sequence + 1))
 
     async def create_all(self, records: list[tuple[str, bytes]]) -> int:
         """Write new records, all or none, as one atomic batch (NATS ADR-50).
@@ -176,6 +218,11 @@ class Records:
         if not data:
             return None
         return data, int(message["seq"])
+
+    async def marker(self, job_id: str) -> int:
+        """The revision of the deletion marker at a record's place, 0 when there is none. Raises Unavailable."""
+        message = await self._connection.request(_DIRECT_GET + job_id)
+        return 0 if message.is_live else message.sequence
 
     async def get_many(self, job_ids: Iterable[str]) -> dict[str, tuple[bytes, int]]:
         """`{job id: (record bytes, revision)}` of those that exist. Raises Unavailable."""

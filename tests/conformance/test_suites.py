@@ -26,8 +26,7 @@ LEVELS = (
     "level-1-reliable",
     "level-2-scheduled",
     "level-3-workflows",
-    "level-4-advanced/queue-ops",
-    "level-4-advanced/rate-limit",
+    "level-4-advanced",
     "ext-backpressure",
 )
 # Read with what the official runner ignores (`capture` and the like), else hardly any could pass.

@@ -13,7 +13,7 @@ from ojs_fast.node import Node
 async def die(node: Node) -> str:
     """Make a dead letter; its id."""
     options = {"queue": "q", "retry": {"max_attempts": 1, "on_exhaustion": "dead_letter"}}
-    job_id, _ = await node.jobs.enqueue(orjson.dumps({"type": "a.b", "args": [], "options": options}))
+    job_id, _, _ = await node.jobs.enqueue(orjson.dumps({"type": "a.b", "args": [], "options": options}))
     await node.fetcher.fetch(["q"], 1, "w", 0, lambda: False)
     await node.settler.nack(job_id, "w", Failure("x", "x", "boom"), requeue=False)
     return job_id

@@ -9,6 +9,7 @@ from collections.abc import Awaitable, Callable
 
 from ojs_fast import _core
 from ojs_fast.config import Settings
+from ojs_fast.core import unique
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import GROWTH_BYTES, Retention
@@ -86,6 +87,7 @@ class Members:
         header, generation = run.header, run.generation(index)
         id_ = job_id(header.id, index, generation)
         record = _core.parse_enqueue(member.raw, self._clock(), lambda _: id_, self._max_depth)
+        unique.drop(record)  # a step is to run, whatever else there is
         record.node_id = self._node_id
         record.extra = {**(record.extra or {}), FEATURE: [header.id, index, generation]}
         record.body += b',"workflow_id":"%s","parent_results":%s' % (header.id.encode(), told)
