@@ -22,10 +22,12 @@ from ojs_fast.core.fetch import Fetcher
 from ojs_fast.core.inheritance import Inheritance
 from ojs_fast.core.janitor import Janitor
 from ojs_fast.core.jobs import Jobs, Retention
+from ojs_fast.core.levels import LEARN, Levels
 from ojs_fast.core.limit_admin import LimitAdmin
 from ojs_fast.core.limit_refusals import RefusedJobs
 from ojs_fast.core.limit_upkeep import LimitUpkeep
 from ojs_fast.core.limits import Limits
+from ojs_fast.core.priorities import Priorities
 from ojs_fast.core.promoter import Promoter
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.queue_admin import QueueAdmin
@@ -83,6 +85,7 @@ class Node:
         self.leases = Leases(self.connection, self.node_id, boot_id, clock)
         self.events = Events(self.stores.event_log, self.node_id, clock)
         self.queues = Queues(self.connection, clock)
+        self.queues.is_current = self.leases.is_current
         self.claims = Claims(clock, steady_ms, outbox, self.node_id)
         self.propagator = Propagator(self.stores, self.node_id, clock, settings.retention_dead_letter_s)
         self.propagator.is_held = self.claims.has
@@ -153,6 +156,9 @@ class Node:
             clock,
         )
         self._make_workflows(settings)
+        self.priorities = Priorities(self.jobs, self.queues, self.events)
+        self.levels = Levels(self.stores, self.queues, self.leases)
+        self.queues.announce = self.levels.announce
         self.queue_admin = QueueAdmin(
             self.stores, self.queues, self.jobs, self.stats, counts, self.tallies, self.events, clock
         )
@@ -200,6 +206,8 @@ class Node:
         await self.propagator.open()
         await self.stale.open()
         await self.tallies.open()
+        # Before the registry is loaded: of a level that opens later this node is told.
+        await self.leases.announce()
         await self.queues.open()
         await self.janitor.open()
         await self.claims.open(self.settler.expire)
@@ -265,7 +273,7 @@ class Node:
             return
         if await self.limit_admin.answer(msg):
             return
-        if msg.data.startswith((ASK, ADMIT, ARRIVED)):
+        if msg.data.startswith((ASK, ADMIT, ARRIVED, LEARN)):
             # Beside this one: what comes behind must not wait for it.
             task = asyncio.create_task(self._answer(msg))
             self._answers.add(task)
@@ -281,6 +289,8 @@ class Node:
         try:
             if msg.data.startswith(ASK):
                 answer: bytes | None = orjson.dumps(await self.stats.report(orjson.loads(msg.data[len(ASK) :])))
+            elif msg.data.startswith(LEARN):
+                answer = await self.levels.answer(msg)
             else:
                 answer = await self.admission.answer(msg.data)
         except Unavailable as error:

@@ -28,7 +28,7 @@ def manifest() -> dict[str, Any]:
             "dead_letter": True,
             "delayed_jobs": True,
             "job_ttl": True,
-            "priority_queues": False,
+            "priority_queues": True,
             "rate_limiting": True,
             "schema_validation": False,
             "unique_jobs": False,

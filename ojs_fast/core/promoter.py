@@ -149,7 +149,7 @@ class Promoter:
             if bucket == names.EXPIRY:
                 # It may have waited in another index, or as a work message.
                 self._propagator.forsake(record)
-                self._stale.left_by(record)
+                self._stale.left_by(record, written)
             self._events.job("job.expired" if record.state == "discarded" else "job.enqueued", record)
         if published is not None:
             # Not for its outcome, which `follow_or_doubt` handles: NATS is to keep up.

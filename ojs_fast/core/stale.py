@@ -26,13 +26,31 @@ PAGE = 500
 _Level = tuple[str, int]
 
 
+MOVED = "moved"  # Record.extra: [when the priority was changed, the one before, when that one's message was published]
+
+
+def moved_of(record: _core.Record) -> tuple[int, int, int] | None:
+    """The last change of priority since the job became available: `(at, priority before, its message's time)`."""
+    if record.extra is None or MOVED not in record.extra:
+        return None
+    at_ms, level, since_ms = record.extra[MOVED]
+    # Whatever made the job available again later published a message of its own.
+    return (at_ms, level, since_ms) if at_ms >= record.enqueued_ms else None
+
+
+def published_ms(record: _core.Record) -> int:
+    """When the last work message of an available job was published (epoch ms)."""
+    moved = moved_of(record)
+    return moved[0] if moved is not None else record.enqueued_ms
+
+
 class StaleMessages:
     """Deletes what jobs leave behind in stream `OJS`."""
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
-        # level → job id → when its message was published, at the latest (epoch ms)
-        self._left: dict[_Level, dict[str, int]] = {}
+        # level → job id → when its message was published (epoch ms), and the revision that makes it stale
+        self._left: dict[_Level, dict[str, tuple[int, int]]] = {}
         self._refused: list[tuple[str, str]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -54,11 +72,20 @@ class StaleMessages:
         self._left.clear()
         self._refused.clear()
 
-    def left_by(self, record: _core.Record) -> None:
-        """An available job was cancelled or discarded: its message is still there."""
+    def left_by(self, record: _core.Record, revision: int) -> None:
+        """An available job was cancelled, discarded or given another priority: its last message is still there.
+
+        `revision` is that of the record: messages of older ones are stale.
+        """
         if record.state in ("cancelled", "discarded") and record.enqueued_ms:
-            self._left.setdefault((record.queue, record.priority), {})[record.id] = record.enqueued_ms
-            self._woken()
+            self._left_at(record, record.priority, published_ms(record), revision)
+        elif record.state == "available" and (moved := moved_of(record)):
+            _, level, since_ms = moved
+            self._left_at(record, level, since_ms, revision)
+
+    def _left_at(self, record: _core.Record, level: int, at_ms: int, revision: int) -> None:
+        self._left.setdefault((record.queue, level), {})[record.id] = (at_ms, revision)
+        self._woken()
 
     def refused(self, message: WorkMessage, job_id: str) -> None:
         """The claim of a message failed: it is stale, unless NATS delivered the message of an active job again."""
@@ -102,10 +129,10 @@ class StaleMessages:
             if record is None or not _is_own(record, ack_sequence(ack_subject)):
                 self._stores.work.ack(ack_subject)
 
-    async def _search(self, level: _Level, jobs: dict[str, int]) -> None:
+    async def _search(self, level: _Level, jobs: dict[str, tuple[int, int]]) -> None:
         subject = names.work_subject(*level)
         for margin_ms in MARGINS_MS:
-            since_ms, until_ms = min(jobs.values()) - margin_ms, max(jobs.values()) + margin_ms
+            since_ms, until_ms = min(jobs.values())[0] - margin_ms, max(jobs.values())[0] + margin_ms
             query: dict[str, Any] = {"start_time": _core.format_rfc3339_ms(max(0, since_ms))}
             while jobs and (page := await self._stores.work.messages(query, subject)):
                 query = {"seq": page[-1][0] + 1}
@@ -115,14 +142,17 @@ class StaleMessages:
             if not jobs:
                 return
 
-    async def _delete_of(self, page: list[tuple[int, str, bytes]], jobs: dict[str, int]) -> int:
+    async def _delete_of(self, page: list[tuple[int, str, bytes]], jobs: dict[str, tuple[int, int]]) -> int:
         last_ms, doomed = 0, []
         for sequence, _, payload in page:
-            record = _parse(payload[payload.find(b" ") + 1 :])
-            if record is None:
+            try:
+                revision, stored = _core.split_work_message(payload)
+                record = _core.Record.parse(stored)
+            except ValueError as error:
+                log.error("a foreign message in stream OJS is left alone: %s", error)
                 continue
-            last_ms = record.enqueued_ms
-            if record.enqueued_ms <= jobs.get(record.id, -1):
+            last_ms = published_ms(record)
+            if record.id in jobs and revision < jobs[record.id][1]:
                 del jobs[record.id]
                 doomed.append(sequence)
         await asyncio.gather(*(self._stores.work.delete(sequence) for sequence in doomed))

@@ -1,13 +1,12 @@
 """The work queue in stream `OJS`: publish work messages, pull them, acknowledge them.
 
-Concurrent fetches of one queue share a pull, and the work messages of one flush share one PubAck: NATS
+Concurrent fetches of one queue share its pulls, and the work messages of one flush share one PubAck: NATS
 handles a connection's messages in order, so the last PubAck speaks for all before it. Knows subjects,
 consumers and sequences, no job rule.
 """
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -35,17 +34,30 @@ class WorkMessage:
 
 @dataclass(slots=True)
 class _Puller:
-    # One priority level of one queue: at most one pull is under way; whoever waits shares the next.
+    # One priority level of one queue: at most one pull is under way.
     name: str
     subject: str
-    waiting: deque[tuple[int, "asyncio.Future[list[WorkMessage]]"]] = field(default_factory=deque)
-    # Messages that came when nobody waited any more (a pull that outlived its connection).
-    spare: deque[WorkMessage] = field(default_factory=deque)
     got: list[WorkMessage] = field(default_factory=list)
     asked: int = 0
     done: "asyncio.Future[bool] | None" = None
-    task: "asyncio.Task[None] | None" = None
     exists: bool = False
+
+
+@dataclass(slots=True)
+class _Taker:
+    # One fetch: what it wants and what it has got so far.
+    count: int
+    one_level: bool
+    future: "asyncio.Future[list[WorkMessage]]"
+    got: list[WorkMessage] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Line:
+    # Whoever waits for messages of one queue; at most one walk down its levels is under way.
+    levels: tuple[int, ...] = ()
+    waiting: list[_Taker] = field(default_factory=list)
+    task: "asyncio.Task[None] | None" = None
 
 
 class WorkQueue:
@@ -55,6 +67,7 @@ class WorkQueue:
         self._connection = connection
         self._replicas = replicas
         self._pullers: dict[str, _Puller] = {}
+        self._lines: dict[str, _Line] = {}
         self._batch: list[tuple[str, bytes]] = []
         self._batch_future: asyncio.Future[PubAck] | None = None
         self._last_sequence = 0
@@ -114,58 +127,68 @@ class WorkQueue:
 
     # -- pull ------------------------------------------------------------------------------------
 
-    async def pull(self, queue: str, priority: int, count: int) -> list[WorkMessage]:
-        """Take up to `count` messages of one level, oldest first; empty when there are none.
+    async def take(
+        self, queue: str, levels: tuple[int, ...], count: int, *, one_level: bool = False
+    ) -> list[WorkMessage]:
+        """Take up to `count` messages, of the first of the levels first, oldest first; empty when there are none.
 
-        Raises Unavailable. Messages stay unacknowledged until `ack`.
+        A level is passed over only on an empty pull sent after this call, so fewer than `count` means that nothing
+        else is there; with `one_level`, that the first level that has any has no more. Raises Unavailable. Messages
+        stay unacknowledged until `ack`.
         """
-        name = names.consumer_name(queue, priority)
-        puller = self._pullers.get(name)
-        if puller is None:
-            puller = self._pullers[name] = _Puller(name, names.work_subject(queue, priority))
-        if puller.spare and not puller.waiting:
-            return [puller.spare.popleft() for _ in range(min(count, len(puller.spare)))]
-        future: asyncio.Future[list[WorkMessage]] = asyncio.get_running_loop().create_future()
-        puller.waiting.append((count, future))
-        if puller.task is None:
-            puller.task = asyncio.create_task(self._pull_loop(puller))
+        line = self._lines.get(queue)
+        if line is None:
+            line = self._lines[queue] = _Line()
+        line.levels = levels
+        taker = _Taker(count, one_level, asyncio.get_running_loop().create_future())
+        line.waiting.append(taker)
+        if line.task is None:
+            line.task = asyncio.create_task(self._serve(queue, line))
         try:
-            return await future
+            return await taker.future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                puller.spare.extendleft(reversed(future.result()))
+            taker.future.cancel()
+            self._give_all_back(taker.got)
             raise
 
-    async def _pull_loop(self, puller: _Puller) -> None:
+    async def _serve(self, queue: str, line: _Line) -> None:
+        # One walk for all that wait, the next for all that came meanwhile: the more they are, the less a level costs.
         try:
-            while puller.waiting:
-                batch = list(puller.waiting)
-                puller.waiting.clear()
+            while line.waiting:
+                takers, line.waiting = line.waiting, []
                 try:
-                    messages = await self._pull_once(puller, min(PULL_LIMIT, sum(n for n, _ in batch)))
+                    for level in line.levels:
+                        await self._pull_level(queue, level, takers)
                 except Unavailable as error:
-                    for _, future in batch:
-                        if not future.done():
-                            future.set_exception(error)
-                    continue
-                self._hand_out(puller, batch, messages)
+                    for taker in takers:
+                        if not taker.future.done() and not taker.got:
+                            taker.future.set_exception(error)
+                for taker in takers:
+                    if not taker.future.done():
+                        taker.future.set_result(taker.got)
         finally:
-            puller.task = None
+            line.task = None
 
-    def _hand_out(
-        self,
-        puller: _Puller,
-        batch: list[tuple[int, "asyncio.Future[list[WorkMessage]]"]],
-        messages: list[WorkMessage],
-    ) -> None:
-        at = 0
-        for count, future in batch:
-            if future.done():
-                continue
-            future.set_result(messages[at : at + count])
-            at += count
-        if at < len(messages):
-            puller.spare.extend(messages[at:])
+    async def _pull_level(self, queue: str, level: int, takers: list[_Taker]) -> None:
+        name = names.consumer_name(queue, level)
+        puller = self._pullers.get(name)
+        if puller is None:
+            puller = self._pullers[name] = _Puller(name, names.work_subject(queue, level))
+        while wanted := sum(taker.count - len(taker.got) for taker in takers if not taker.future.done()):
+            asked = min(PULL_LIMIT, wanted)
+            messages = await self._pull_once(puller, asked)
+            at = 0
+            for taker in takers:
+                if taker.future.done():
+                    continue
+                part = messages[at : at + taker.count - len(taker.got)]
+                at += len(part)
+                taker.got += part
+                if len(taker.got) == taker.count or (part and taker.one_level):
+                    taker.future.set_result(taker.got)
+            self._give_all_back(messages[at:])
+            if len(messages) < asked:
+                return
 
     async def _pull_once(self, puller: _Puller, count: int) -> list[WorkMessage]:
         await self._connection.ready()
@@ -195,7 +218,7 @@ class WorkQueue:
         raise Unavailable(f"the consumer {puller.name} vanishes as soon as it is made")
 
     def _give_up(self, puller: _Puller, reason: str) -> Unavailable:
-        puller.spare.extend(puller.got)
+        self._give_all_back(puller.got)
         puller.got = []
         puller.exists = False
         return Unavailable(reason)
@@ -209,7 +232,7 @@ class WorkQueue:
             return
         work = WorkMessage(message.data, message.reply)
         if puller.done is None or puller.done.done():
-            puller.spare.append(work)
+            self.give_back(work)  # a pull that outlived its connection, or whoever waited for it
             return
         puller.got.append(work)
         if len(puller.got) >= puller.asked:
@@ -254,7 +277,6 @@ class WorkQueue:
         self._pullers = {name: p for name, p in self._pullers.items() if p.done is not None}
         for puller in self._pullers.values():
             puller.exists = False
-            puller.spare.clear()
         self._last_sequence = 0
         self._acked.clear()
 
@@ -275,6 +297,12 @@ class WorkQueue:
                 await self._connection.request(ack_subject, b"+WPI")
                 if self._acked.get(consumer) is ack_subject:
                     del self._acked[consumer]
+
+    def _give_all_back(self, messages: list[WorkMessage]) -> None:
+        # Kept here they would be passed over by every other node. Without a connection nothing is sent; then the
+        # walk after the cut finds them.
+        for message in messages:
+            self.give_back(message)
 
     def give_back(self, message: WorkMessage) -> None:
         """Let a message that was pulled but not claimed be delivered again, to any node."""
