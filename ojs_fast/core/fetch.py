@@ -109,7 +109,9 @@ class Fetcher:
             wanted = count - len(claimed)
             asked, one_level = max(wanted, reach), reach > 0
             levels = (self._queues.known(queue.name) or queue).levels
-            messages = await self._stores.work.take(queue.name, levels, asked, one_level=one_level)
+            # Jobs that waited for a limit are given back.
+            looks = not queue.limited and not self._limits.parking.of_queue(queue.name)
+            messages = await self._stores.work.take(queue.name, levels, asked, one_level=one_level, looks=looks)
             if not messages:
                 return
             works = opened = [work for message in messages if (work := self._open(message, queue))]

@@ -9,6 +9,7 @@ import asyncio
 import logging
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ojs_fast import _core
@@ -21,7 +22,13 @@ log = logging.getLogger(__name__)
 # Long, because deadlines are ours: redelivery only saves what a dead node pulled and nobody repaired.
 ACK_WAIT_NS = 24 * 3600 * 1_000_000_000
 NO_MESSAGE_FOUND = 10037
+# No messages; requests pending.
+EMPTY = ("404", "408")
+# A pull that no message fits into tells whether there is one.
+TOO_SMALL_FOR_ANY = b'{"batch":1,"no_wait":true,"max_bytes":1}'
 PULL_LIMIT = 1000
+# Levels in a row that were empty the last time: so many are looked at together before they are pulled from.
+WORTH_A_LOOK = 2
 
 
 @dataclass(slots=True, frozen=True)
@@ -41,6 +48,8 @@ class _Puller:
     asked: int = 0
     done: "asyncio.Future[bool] | None" = None
     exists: bool = False
+    # What the last pull or look found; says what to try first, never what to pass over.
+    seems_empty: bool = False
 
 
 @dataclass(slots=True)
@@ -56,6 +65,7 @@ class _Taker:
 class _Line:
     # Whoever waits for messages of one queue; at most one walk down its levels is under way.
     levels: tuple[int, ...] = ()
+    looks: bool = True
     waiting: list[_Taker] = field(default_factory=list)
     task: "asyncio.Task[None] | None" = None
 
@@ -128,18 +138,19 @@ class WorkQueue:
     # -- pull ------------------------------------------------------------------------------------
 
     async def take(
-        self, queue: str, levels: tuple[int, ...], count: int, *, one_level: bool = False
+        self, queue: str, levels: tuple[int, ...], count: int, *, one_level: bool = False, looks: bool = True
     ) -> list[WorkMessage]:
         """Take up to `count` messages, of the first of the levels first, oldest first; empty when there are none.
 
-        A level is passed over only on an empty pull sent after this call, so fewer than `count` means that nothing
-        else is there; with `one_level`, that the first level that has any has no more. Raises Unavailable. Messages
-        stay unacknowledged until `ack`.
+        A level is passed over only when NATS, asked after this call, has nothing there, so fewer than `count` means
+        that nothing else is there; with `one_level`, that the first level that has any has no more. `looks=False` when
+        messages may have been given back: a look puts the first of them behind the others. Raises Unavailable.
+        Messages stay unacknowledged until `ack`.
         """
         line = self._lines.get(queue)
         if line is None:
             line = self._lines[queue] = _Line()
-        line.levels = levels
+        line.levels, line.looks = levels, looks
         taker = _Taker(count, one_level, asyncio.get_running_loop().create_future())
         line.waiting.append(taker)
         if line.task is None:
@@ -157,8 +168,7 @@ class WorkQueue:
             while line.waiting:
                 takers, line.waiting = line.waiting, []
                 try:
-                    for level in line.levels:
-                        await self._pull_level(queue, level, takers)
+                    await self._walk(queue, line.levels, takers, looks=line.looks)
                 except Unavailable as error:
                     for taker in takers:
                         if not taker.future.done() and not taker.got:
@@ -169,11 +179,58 @@ class WorkQueue:
         finally:
             line.task = None
 
-    async def _pull_level(self, queue: str, level: int, takers: list[_Taker]) -> None:
+    async def _walk(self, queue: str, levels: tuple[int, ...], takers: list[_Taker], *, looks: bool) -> None:
+        pullers = [self._puller(queue, level) for level in levels]
+        at = 0
+        while at < len(pullers) and any(not taker.future.done() for taker in takers):
+            end = at
+            while looks and end < len(pullers) and pullers[end].seems_empty:
+                end += 1
+            if end - at >= WORTH_A_LOOK:
+                filled = await self._look(pullers[at:end])
+            else:
+                end = at + 1
+                filled = pullers[at:end]
+            for puller in filled:
+                await self._pull(puller, takers)
+            at = end
+
+    def _puller(self, queue: str, level: int) -> _Puller:
         name = names.consumer_name(queue, level)
         puller = self._pullers.get(name)
         if puller is None:
             puller = self._pullers[name] = _Puller(name, names.work_subject(queue, level))
+        return puller
+
+    async def _look(self, pullers: list[_Puller]) -> list[_Puller]:
+        """Those that may have messages, asked together; takes none."""
+        await self._connection.ready()
+        futures: list[asyncio.Future[bool]] = []
+        tokens: list[str] = []
+
+        def answered(number: int, message: _core.WireMessage) -> bool:
+            # 409: there is one, too large; anything else but "empty" means there is no consumer.
+            if not futures[number].done():
+                futures[number].set_result(message.status in EMPTY)
+            return True
+
+        for number, puller in enumerate(pullers):
+            token, future = self._connection.expect(partial(answered, number))
+            tokens.append(token)
+            futures.append(future)
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.{names.WORK_STREAM}.{puller.name}"
+            self._connection.send(subject, TOO_SMALL_FOR_ANY, token)
+        try:
+            for puller, future in zip(pullers, futures, strict=True):
+                puller.seems_empty = await future
+        finally:
+            for token, future in zip(tokens, futures, strict=True):
+                self._connection.forget(token)
+                if future.done() and not future.cancelled():
+                    future.exception()
+        return [puller for puller in pullers if not puller.seems_empty]
+
+    async def _pull(self, puller: _Puller, takers: list[_Taker]) -> None:
         while wanted := sum(taker.count - len(taker.got) for taker in takers if not taker.future.done()):
             asked = min(PULL_LIMIT, wanted)
             messages = await self._pull_once(puller, asked)
@@ -187,7 +244,8 @@ class WorkQueue:
                 if len(taker.got) == taker.count or (part and taker.one_level):
                     taker.future.set_result(taker.got)
             self._give_all_back(messages[at:])
-            if len(messages) < asked:
+            puller.seems_empty = len(messages) < asked
+            if puller.seems_empty:
                 return
 
     async def _pull_once(self, puller: _Puller, count: int) -> list[WorkMessage]:
@@ -241,7 +299,7 @@ class WorkQueue:
     def _ended(self, puller: _Puller, message: _core.WireMessage) -> bool:
         # 404 no messages and 408 requests pending end a pull; anything else means there is no consumer.
         if puller.done is not None and not puller.done.done():
-            puller.done.set_result(message.status in ("404", "408"))
+            puller.done.set_result(message.status in EMPTY)
         return True
 
     def _disconnected(self) -> None:
