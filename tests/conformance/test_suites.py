@@ -26,6 +26,7 @@ LEVELS = (
     "level-1-reliable",
     "level-2-scheduled",
     "level-3-workflows",
+    "level-4-advanced/priority",
     "level-4-advanced/queue-ops",
     "level-4-advanced/rate-limit",
     "ext-backpressure",
