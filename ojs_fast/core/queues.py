@@ -253,8 +253,8 @@ class Queues:
 
     async def has_learnt(self, name: str, revision: int) -> bool:
         """Look at the queue again unless this revision is known; whether it is now. Raises Unavailable."""
-        if self._known.get(name, (None, 0))[1] < revision:
-            await self.refresh(name)
+        if self._known.get(name, (None, 0))[1] < revision and await self.refresh(name) is None:
+            return True  # it was removed in the meantime
         return self._known.get(name, (None, 0))[1] >= revision
 
     def all(self) -> list[Queue]:

@@ -147,7 +147,7 @@ class Model:
                     if job.priority > other.priority or older:
                         passed[job_id] = (
                             f"{other_id} ({other.priority}) was asked for {fetch.sent - job.ready:.4f} s after "
-                            f"{job_id} ({job.priority}) was there, which came {job.fetched - fetch.answered:.4f} s later"
+                            f"{job_id} ({job.priority}) was there, {job.fetched - fetch.answered:.4f} s before it came"
                         )
         assert len(passed) <= self.lost, "\n".join([f"{len(passed)} were passed over", *list(passed.values())[:10]])
 
