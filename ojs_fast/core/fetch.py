@@ -83,7 +83,11 @@ class Fetcher:
                 queue = await self._queues.find(name)
                 if queue is None or queue.paused:
                     continue
+                already = len(claimed)
                 await self._drain(queue, count, worker_id, reservation_ms, claimed)
+                if len(queue.levels) > 1:
+                    # A stale message makes it take again, and something more urgent may have come in between.
+                    claimed[already:] = sorted(claimed[already:], key=lambda one: -one[0].priority)
                 if len(claimed) >= count:
                     break
         except Unavailable:

@@ -40,6 +40,7 @@ SECONDS = float(os.environ.get("OJS_PRIORITY_S", "2"))
 NEW_LEVELS = int(os.environ.get("OJS_PRIORITY_LEVELS", "60"))
 SEED = int(os.environ.get("OJS_KILL_SEED") or random.SystemRandom().randrange(10**6))
 PRODUCERS, WORKERS, PRIORITIES = 8, 8, 20
+CHANGED = 0.2
 COUNTS = (1, 1, 2, 5)
 # A dead node's lease ends after 4 s; then the leader looks once a second.
 REPAIRED_S = 7
@@ -83,6 +84,7 @@ class Model:
     fetches: list[Fetch] = field(default_factory=list)
     #: jobs that fetches without an answer may have held
     lost: int = 0
+    changed: int = 0
 
     async def produce(self, http: Http, queue: str, chance: random.Random, end: float) -> None:
         """Enqueue one job after the other."""
@@ -95,8 +97,24 @@ class Model:
                 continue
             ready = time.monotonic()
             job = self.jobs.setdefault(job_id, Job(priority, sent))
-            job.sent, job.ready = sent, ready
+            if chance.random() < CHANGED:
+                await self.change(http, job_id, job, chance.randrange(PRIORITIES) - 5)
+            else:
+                job.sent, job.ready = sent, ready
             await asyncio.sleep(chance.uniform(0, 0.01))
+
+    async def change(self, http: Http, job_id: str, job: Job, priority: int) -> None:
+        """Change the priority of a job, which counts as new from then on; too late is fine."""
+        job.sent = float("inf")
+        try:
+            status, _ = await http.call("PATCH", f"/jobs/{job_id}", {"priority": priority})
+        except Broken:
+            return
+        assert status in (200, 409, 503), status
+        if status == 200:
+            assert job.fetch < 0 or job.priority == priority, f"{job_id} was fetched with the priority it had before"
+            job.priority, job.ready = priority, time.monotonic()
+            self.changed += 1
 
     async def work(self, http: Http, queue: str, chance: random.Random, end: float) -> None:
         """Fetch until nothing was left for a while after the end."""
@@ -105,8 +123,9 @@ class Model:
             count, sent = chance.choice(COUNTS), time.monotonic()
             try:
                 jobs = await http.fetch(queue, count)
-            except Broken:
-                self.lost += count
+            except Broken as error:
+                if not isinstance(error.__cause__, ConnectionRefusedError):
+                    self.lost += count
                 quiet = time.monotonic() + REPAIRED_S
                 await asyncio.sleep(0.02)
                 continue
@@ -126,6 +145,7 @@ class Model:
         for job_id, priority in jobs:
             job = self.jobs.setdefault(job_id, Job(priority, float("inf")))
             assert job.fetch < 0, f"{job_id} was delivered twice"
+            job.priority = priority
             job.fetched, job.fetch = sent, len(self.fetches)
         self.fetches.append(Fetch(sent, answered, [job_id for job_id, _ in jobs]))
 
@@ -180,7 +200,9 @@ async def test_no_fetch_passes_over_a_job_of_higher_priority(trio: list[Server],
     assert "available" not in states, f"{len(missing)} jobs were not fetched"
     assert len(missing) <= model.lost
     fetched = sum(len(fetch.jobs) for fetch in model.fetches)
-    sys.stdout.write(f"{fetched} jobs in {len(model.fetches)} fetches, {model.lost} may have been held\n")
+    sys.stdout.write(
+        f"{fetched} jobs in {len(model.fetches)} fetches, {model.changed} changed, {model.lost} may have been held\n"
+    )
     assert fetched > 100 * SECONDS
     assert kills or not model.lost
     model.check()
