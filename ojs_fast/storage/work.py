@@ -224,10 +224,8 @@ class WorkQueue:
             for puller, future in zip(pullers, futures, strict=True):
                 puller.seems_empty = await future
         finally:
-            for token, future in zip(tokens, futures, strict=True):
+            for token in tokens:
                 self._connection.forget(token)
-                if future.done() and not future.cancelled():
-                    future.exception()
         return [puller for puller in pullers if not puller.seems_empty]
 
     async def _pull(self, puller: _Puller, takers: list[_Taker]) -> None:
@@ -357,8 +355,7 @@ class WorkQueue:
                     del self._acked[consumer]
 
     def _give_all_back(self, messages: list[WorkMessage]) -> None:
-        # Kept here they would be passed over by every other node. Without a connection nothing is sent; then the
-        # walk after the cut finds them.
+        # Kept, every other node would pass over them. Without a connection the walk after the cut finds them.
         for message in messages:
             self.give_back(message)
 
