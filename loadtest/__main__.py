@@ -32,7 +32,7 @@ groups of rows:
   fetch     16 workers: fetch 1 (or 10) jobs, acknowledge each with a call of its own, one after the other over
             the worker's one connection; "at once": over 10 more connections of each worker; the jobs are
             enqueued before, in batches; ratio: jobs per request of the echo with as many connections and the
-            same load generator ("at once": of the echo at 64 connections)
+            same load generator ("at once": of the echo at 64 connections; 10 priorities: of a single one)
   ceiling   one process that only writes to JetStream: a record created, then its work message, each acknowledged;
             over ojs-fast's own connection and over nats-py's public API; 64 and 256 jobs in flight
   batch     batches of 100 (4 connections) and of 1000 (2); ratio to the best ceiling figure of the round

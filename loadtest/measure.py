@@ -22,6 +22,8 @@ WARM_UP_S = 1.0
 #: When they run out all the same, the figure holds for the time until then.
 PRELOAD_PER_S = {1: 15_000, 10: 30_000}
 PRELOAD_BATCH = 1000
+#: Jobs in each upper level, per second: what an even drain of ten levels takes.
+LEVEL_PER_S = 300
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,9 @@ class Bench:
             self._warm_up(server, "/ojs/v1/jobs", plan.job("warm-up"))
             for fetch in plan.FETCHES:
                 enqueued = self._preload(server, fetch.key, round(PRELOAD_PER_S[fetch.count] * self._seconds))
+                for level in range(1, fetch.levels):
+                    count = min(PRELOAD_BATCH, round(LEVEL_PER_S * self._seconds))
+                    enqueued += self._preload(server, fetch.key, count, count, level)
                 self._work(server, fetch, enqueued)
 
     def _scheduled(self) -> None:
@@ -174,17 +179,17 @@ class Bench:
         self._check(row, load)
         self._keep(self._sample(row, load, meter.read(), load.requests * jobs))
 
-    def _preload(self, server: Running, queue: str, jobs: int) -> int:
-        requests = max(1, jobs // PRELOAD_BATCH)
+    def _preload(self, server: Running, queue: str, jobs: int, batch: int = PRELOAD_BATCH, priority: int = 0) -> int:
+        requests = max(1, jobs // batch)
         spec = LoadSpec(
             "repeat", server.port, 2, 120.0, path="/ojs/v1/jobs/batch",
-            body=plan.batch(queue, PRELOAD_BATCH).decode(), max_requests=requests,
+            body=plan.batch(queue, batch, priority).decode(), max_requests=requests,
         )  # fmt: skip
         load = clients.bundled(spec)
         self._check(f"preload of {queue}", load)
         if load.requests < requests:
             self._problem(f"preload of {queue}: {load.requests} of {requests} batches within {spec.seconds:.0f} s")
-        return load.requests * PRELOAD_BATCH
+        return load.requests * batch
 
     def _work(self, server: Running, fetch: plan.Fetch, enqueued: int) -> None:
         row = fetch.key

@@ -10,13 +10,17 @@ WORKERS = 16
 
 @dataclass(frozen=True)
 class Fetch:
-    """How workers fetch and acknowledge: jobs asked for in a call, further connections for acknowledgements."""
+    """How workers fetch and acknowledge: jobs asked for in a call, further connections for acknowledgements.
+
+    With several `levels` each of the upper ones holds as many jobs as an even drain of all takes in the time.
+    """
 
     key: str
     count: int
     ackers: int
     title: str
     baseline: str
+    levels: int = 1
 
 
 #: The echo over as many connections as the workers have, by the load generator that plays the workers.
@@ -24,6 +28,7 @@ ECHO_OF_WORKERS = "echo-workers"
 
 FETCHES = (
     Fetch("fetch-1", 1, 0, f"fetch 1 + ack, {WORKERS} workers", ECHO_OF_WORKERS),
+    Fetch("fetch-1-levels", 1, 0, "the same with 10 priorities in use", "fetch-1", levels=10),
     Fetch("fetch-10", 10, 0, f"fetch 10 + acks, {WORKERS} workers", ECHO_OF_WORKERS),
     Fetch("fetch-10-at-once", 10, 10, f"fetch 10 + acks at once, {WORKERS} workers", "echo-64"),
 )
@@ -46,14 +51,17 @@ STEADY, STORM = "scheduled-steady", "scheduled-storm"
 CEILING = "ceiling"
 
 
-def job(queue: str) -> bytes:
+def job(queue: str, priority: int = 0) -> bytes:
     """The body of a single enqueue; the echo answers the same one."""
-    return (JOB % queue).encode()
+    body = JOB % queue
+    if priority:
+        body = body.replace('"options":{', f'"options":{{"priority":{priority},')
+    return body.encode()
 
 
-def batch(queue: str, count: int) -> bytes:
+def batch(queue: str, count: int, priority: int = 0) -> bytes:
     """The body of a batch enqueue."""
-    return b'{"jobs":[%s]}' % b",".join([job(queue)] * count)
+    return b'{"jobs":[%s]}' % b",".join([job(queue, priority)] * count)
 
 
 @dataclass(frozen=True)
@@ -141,6 +149,7 @@ TARGETS = (
     Target("enqueue-64", "ratio", 0.45, "single enqueue at 64 connections, of the echo"),
     Target("batch-100", "ratio", 0.6, "batches of 100, of the raw JetStream ceiling"),
     Target("fetch-10", "ratio", 0.35, "fetch 10 + acks, jobs per echo request"),
+    Target("fetch-1-levels", "ratio", 0.8, "fetch 1 + ack with 10 priorities in use, of one"),
     Target("enqueue-8", "p99_ms", 10.0, "p99 of enqueue at 8 connections, ms", at_least=False),
     Target(STEADY, "p50_ms", 10.0, "scheduled jobs late, 1,000 due per s, p50, ms", at_least=False),
     Target(STEADY, "p99_ms", 50.0, "scheduled jobs late, 1,000 due per s, p99, ms", at_least=False),

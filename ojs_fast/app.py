@@ -168,7 +168,7 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
     """Wire all layers together."""
     node = Node(settings, boot_id=boot_id)
     table = routes(
-        JobHandlers(node.jobs, node.queues, node.limits),
+        JobHandlers(node.jobs, node.priorities, node.queues, node.limits),
         WorkerHandlers(node.fetcher, node.settler, node.workers),
         DeadLetterHandlers(node.dead_letters, settings),
         QueueHandlers(node.queues, node.queue_admin, node.stats),

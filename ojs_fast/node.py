@@ -25,12 +25,14 @@ from ojs_fast.core.inheritance import Inheritance
 from ojs_fast.core.janitor import Janitor
 from ojs_fast.core.job_search import JobSearch
 from ojs_fast.core.jobs import Jobs, Retention
+from ojs_fast.core.levels import LEARN, Levels
 from ojs_fast.core.limit_admin import LimitAdmin
 from ojs_fast.core.limit_refusals import RefusedJobs
 from ojs_fast.core.limit_upkeep import LimitUpkeep
 from ojs_fast.core.limits import Limits
 from ojs_fast.core.live import LiveEvents
 from ojs_fast.core.metrics import Metrics
+from ojs_fast.core.priorities import Priorities
 from ojs_fast.core.promoter import Promoter
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.queue_admin import QueueAdmin
@@ -91,6 +93,7 @@ class Node:
         self.metrics = Metrics(self.node_id)
         self.events = Events(self.stores.event_log, self.metrics, self.node_id, clock)
         self.queues = Queues(self.connection, clock)
+        self.queues.is_current = self.leases.is_current
         self.claims = Claims(clock, steady_ms, outbox, self.node_id)
         self.propagator = Propagator(self.stores, self.node_id, clock, settings.retention_dead_letter_s)
         self.propagator.is_held = self.claims.has
@@ -163,6 +166,7 @@ class Node:
             clock,
         )
         self._make_workflows(settings)
+        self._make_priorities()
         self.queue_admin = QueueAdmin(
             self.stores, self.queues, self.jobs, self.stats, counts, self.tallies, self.events, clock
         )
@@ -180,6 +184,11 @@ class Node:
         self.resetter = Resetter(self.stores, self.leases, self.tallies, self._forget)
         self._task: asyncio.Task[None] | None = None
         self._answers: set[asyncio.Task[None]] = set()
+
+    def _make_priorities(self) -> None:
+        self.priorities = Priorities(self.jobs, self.queues, self.events)
+        self.levels = Levels(self.stores, self.queues, self.leases)
+        self.queues.announce = self.levels.announce
 
     def _make_views(self) -> None:
         self.search = JobSearch(self.stores)
@@ -221,6 +230,8 @@ class Node:
         await self.propagator.open()
         await self.stale.open()
         await self.tallies.open()
+        # Before the registry is loaded: of a level that opens later this node is told.
+        await self.leases.announce()
         await self.queues.open()
         await self.janitor.open()
         await self.claims.open(self.settler.expire)
@@ -291,7 +302,7 @@ class Node:
             return
         if await self.limit_admin.answer(msg):
             return
-        if msg.data.startswith((ASK, ASK_METRICS, ADMIT, ARRIVED)):
+        if msg.data.startswith((ASK, ASK_METRICS, ADMIT, ARRIVED, LEARN)):
             # Beside this one: what comes behind must not wait for it.
             task = asyncio.create_task(self._answer(msg))
             self._answers.add(task)
@@ -309,6 +320,8 @@ class Node:
                 answer: bytes | None = orjson.dumps(await self.stats.report(orjson.loads(msg.data[len(ASK) :])))
             elif msg.data == ASK_METRICS:
                 answer = orjson.dumps(self.metrics.report())
+            elif msg.data.startswith(LEARN):
+                answer = await self.levels.answer(msg)
             else:
                 answer = await self.admission.answer(msg.data)
         except Unavailable as error:

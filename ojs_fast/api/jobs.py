@@ -6,16 +6,19 @@ from ojs_fast.api.rate_limits import quota_headers
 from ojs_fast.core.admission import Ticket
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.limits import Limits
+from ojs_fast.core.priorities import Priorities
 from ojs_fast.core.queues import Queues
 from ojs_fast.errors import InvalidRequest
 
 MAX_BLOCK_S = 300
+PRIORITIES = range(-100, 101)
 
 
 class JobHandlers:
-    """Enqueue, batch, get, cancel, activate."""
+    """Enqueue, batch, get, change, cancel, activate."""
 
-    def __init__(self, jobs: Jobs, queues: Queues, limits: Limits) -> None:
+    def __init__(self, jobs: Jobs, priorities: Priorities, queues: Queues, limits: Limits) -> None:
+        self._priorities = priorities
         self._jobs = jobs
         self._queues = queues
         self._limits = limits
@@ -56,6 +59,29 @@ class JobHandlers:
     async def get(self, request: Request) -> Reply:
         """GET /jobs/{id} (section 9.3)."""
         return Reply(200, b'{"job":' + await self._jobs.get(request.params["id"]) + b"}")
+
+    async def patch(self, request: Request) -> Reply:
+        """PATCH /jobs/{id} (ojs-priority section 10.2): another priority."""
+        body = request.json()
+        for field in body:
+            if field != "priority":
+                shown = field[:40]
+                raise InvalidRequest(
+                    f"Field '{shown}' cannot be changed; expected only 'priority'.",
+                    details={"field": shown, "expected": "priority"},
+                )
+        priority = body.get("priority")
+        if type(priority) is not int or priority not in PRIORITIES:
+            received = "missing" if priority is None else repr(priority)[:80]
+            expected = f"an integer from {PRIORITIES[0]} to {PRIORITIES[-1]}"
+            raise InvalidRequest(
+                f"Field 'priority' is {received}; expected {expected}.",
+                details={"field": "priority", "received": received, "expected": expected},
+            )
+        job_id = request.params["id"]
+        stored, previous = await self._priorities.change(job_id, priority)
+        head = b'{"id":"%s","priority":%d,"previous_priority":%d,"job":' % (job_id.encode(), priority, previous)
+        return Reply(200, head + _core.public_job(stored) + b"}")
 
     async def cancel(self, request: Request) -> Reply:
         """DELETE /jobs/{id} (section 9.4) and POST /jobs/{id}/cancel."""

@@ -57,6 +57,7 @@ def routes(
         Route("POST", V1 + "/jobs/batch", jobs.enqueue_batch),
         Route("POST", V1 + "/jobs/fetch", workers.fetch),
         Route("GET", V1 + "/jobs/{id}", jobs.get),
+        Route("PATCH", V1 + "/jobs/{id}", jobs.patch),
         Route("DELETE", V1 + "/jobs/{id}", jobs.cancel),
         Route("POST", V1 + "/jobs/{id}/cancel", jobs.cancel),
         Route("POST", V1 + "/jobs/{id}/activate", jobs.activate),

@@ -8,7 +8,7 @@ from ojs_fast.core.events import Events
 from ojs_fast.core.health import Health
 from ojs_fast.core.reset import Resetter
 
-CONFORMANCE_LEVEL = 3
+CONFORMANCE_LEVEL = 4
 
 
 def manifest() -> dict[str, Any]:
@@ -26,7 +26,7 @@ def manifest() -> dict[str, Any]:
             "dead_letter": True,
             "delayed_jobs": True,
             "job_ttl": True,
-            "priority_queues": False,
+            "priority_queues": True,
             "rate_limiting": True,
             "schema_validation": False,
             "unique_jobs": True,

@@ -83,8 +83,11 @@ class Fetcher:
                 queue = await self._queues.find(name)
                 if queue is None or queue.paused:
                     continue
-                for level in queue.levels:
-                    await self._drain(queue, level, count, worker_id, reservation_ms, claimed)
+                already = len(claimed)
+                await self._drain(queue, count, worker_id, reservation_ms, claimed)
+                if len(queue.levels) > 1:
+                    # A stale message makes it take again, and something more urgent may have come in between.
+                    claimed[already:] = sorted(claimed[already:], key=lambda one: -one[0].priority)
                 if len(claimed) >= count:
                     break
         except Unavailable:
@@ -100,7 +103,6 @@ class Fetcher:
     async def _drain(
         self,
         queue: Queue,
-        level: int,
         count: int,
         worker_id: str,
         reservation_ms: int,
@@ -109,8 +111,11 @@ class Fetcher:
         reach = in_vain = 0
         while len(claimed) < count and in_vain < ROUNDS_IN_VAIN:
             wanted = count - len(claimed)
-            asked = max(wanted, reach)
-            messages = await self._stores.work.pull(queue.name, level, asked)
+            asked, one_level = max(wanted, reach), reach > 0
+            levels = (self._queues.known(queue.name) or queue).levels
+            # Jobs that waited for a limit are given back.
+            looks = not queue.limited and not self._limits.parking.of_queue(queue.name)
+            messages = await self._stores.work.take(queue.name, levels, asked, one_level=one_level, looks=looks)
             if not messages:
                 return
             works = opened = [work for message in messages if (work := self._open(message, queue))]
@@ -124,7 +129,7 @@ class Fetcher:
             for claiming in under_way:
                 if await self._finish_claim(claiming):
                     claimed.append((claiming.work.record, claiming.stored))  # noqa: PERF401 - counts even if a later one fails
-            if len(messages) < asked:
+            if len(messages) < asked and not one_level:
                 return
 
     def _open(self, message: WorkMessage, queue: Queue) -> Work | None:

@@ -207,7 +207,7 @@ class Jobs:
         return record.id, outcome.stored, True
 
     async def _follow_replaced(self, old: Cancelled) -> None:
-        self._leave(old.record, old.before, "", old.record.node_id, old.revision_before)
+        self._leave(old.record, old.before, "", old.record.node_id, old.revision_before, old.revision)
         await self._propagator.followed(old.record, old.stored, old.revision)
         self._events.job("job.cancelled", old.record, before=old.before)
 
@@ -470,12 +470,16 @@ class Jobs:
                 raise
             if period is not None:
                 period.count(revision, record)
-            self._leave(record, before, ack_subject, holder, at)
+            self._leave(record, before, ack_subject, holder, at, revision)
+            if record.state == before != "available":
+                return record, stored  # another priority: no message, index or permit depends on it
             await self._propagator.followed(record, stored, revision)
             return record, stored
         raise BackendUnavailable(f"Job '{job_id}' is being changed by too many clients at once.")
 
-    def _leave(self, record: _core.Record, before: str, ack_subject: str, holder: str, revision: int) -> None:
+    def _leave(
+        self, record: _core.Record, before: str, ack_subject: str, holder: str, revision: int, written: int
+    ) -> None:
         job_id = record.id
         if before == "active":
             self._claims.settled(job_id, self._claims.take(job_id))
@@ -484,7 +488,9 @@ class Jobs:
             if holder != self._node_id:
                 self._stores.connection.send(names.node_subject(holder), b"%s %d" % (job_id.encode(), revision))
         elif before == "available":
-            self._stale.left_by(record)
+            self._stale.left_by(record, written)
+        elif before == record.state:
+            return
         elif before == "scheduled":
             self._stores.outbox.erase(names.SCHEDULED, scheduled_key(record))
         elif before == "retryable":

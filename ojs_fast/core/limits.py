@@ -251,7 +251,8 @@ class Limits:
             elif self.parking.is_full:
                 self._stores.work.give_back_to(one.message.ack_subject, OVERFULL_MS)
             else:
-                self.parking.put(key.name, one.record.id, one.record.queue, one.message.ack_subject)
+                record = one.record
+                self.parking.put(key.name, record.id, record.queue, record.priority, one.message.ack_subject)
         for key in {one.limit.key: self.keys.get(one.limit.key) for one in refused}.values():
             self._changed(key)
         if others:

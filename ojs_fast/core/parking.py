@@ -1,4 +1,4 @@
-"""Work messages of jobs that wait for a limit: pulled, not claimed, given back oldest first when it makes room.
+"""Work messages of jobs that wait for a limit: pulled, not claimed, given back in order when it makes room.
 
 Held unacknowledged, so NATS delivers them to nobody else meanwhile; whoever fetches passes over them at no
 cost. Only their acknowledgement subjects are kept.
@@ -19,8 +19,8 @@ class Parking:
     def __init__(self) -> None:
         # key → {job id: (sequence, ack subject, queue)}
         self._jobs: dict[str, dict[str, tuple[int, str, str]]] = {}
-        # key → heap of (sequence, job id); entries that were replaced or taken are skipped.
-        self._order: dict[str, list[tuple[int, str]]] = {}
+        # key → heap of (negative priority, sequence, job id); entries that were replaced or taken are skipped.
+        self._order: dict[str, list[tuple[int, int, str]]] = {}
         self._queues: Counter[str] = Counter()
         self.total = 0
 
@@ -47,7 +47,7 @@ class Parking:
         """Of all messages that are parked."""
         return [sequence for jobs in self._jobs.values() for sequence, _, _ in jobs.values()]
 
-    def put(self, key: str, job_id: str, queue: str, ack_subject: str) -> None:
+    def put(self, key: str, job_id: str, queue: str, priority: int, ack_subject: str) -> None:
         """Park one message; it replaces an older one of the same job."""
         jobs = self._jobs.setdefault(key, {})
         order = self._order.setdefault(key, [])
@@ -56,14 +56,14 @@ class Parking:
             self.total += 1
             self._queues[queue] += 1
         jobs[job_id] = (sequence, ack_subject, queue)
-        heapq.heappush(order, (sequence, job_id))
+        heapq.heappush(order, (-priority, sequence, job_id))
 
     def take(self, key: str, count: int) -> list[str]:
-        """The ack subjects of up to `count` jobs, the oldest messages first; they are parked no more."""
+        """The ack subjects of up to `count` jobs, higher priorities first, then older messages; they leave."""
         jobs, order = self._jobs.get(key), self._order.get(key)
         taken: list[str] = []
         while jobs and order and len(taken) < count:
-            sequence, job_id = heapq.heappop(order)
+            _, sequence, job_id = heapq.heappop(order)
             if job_id in jobs and jobs[job_id][0] == sequence:
                 _, ack_subject, queue = jobs.pop(job_id)
                 taken.append(ack_subject)

@@ -150,7 +150,7 @@ class Promoter:
             if bucket == names.EXPIRY:
                 # It may have waited in another index, or as a work message.
                 self._propagator.forsake(record)
-                self._stale.left_by(record)
+                self._stale.left_by(record, written)
             event_type = "job.expired" if record.state == "discarded" else "job.enqueued"
             self._events.job(event_type, record, before=LISTED_STATES.get(bucket, ""))
         if published is not None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import WeakValueDictionary
@@ -15,6 +15,7 @@ from ojs_fast.core.clock import NowMs
 from ojs_fast.core.queue_config import QueueRules
 from ojs_fast.errors import BackendUnavailable
 from ojs_fast.storage import names
+from ojs_fast.storage.blobs import Blobs
 from ojs_fast.storage.buckets import Bucket, Watch
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import RevisionConflict
@@ -24,12 +25,16 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True, frozen=True)
 class Queue:
-    """One queue. `levels` are the priorities ever used, highest first; `config` as it was set."""
+    """One queue. `levels` are the priorities ever used, highest first; `config` as it was set.
+
+    A level in `opening` is drained like any other, but no job may enter it yet: not every node knows it for certain.
+    """
 
     name: str
     created_ms: int
     paused: bool = False
     levels: tuple[int, ...] = (0,)
+    opening: tuple[int, ...] = ()
     config: dict[str, Any] = field(default_factory=dict)
     updated_ms: int = 0
 
@@ -43,6 +48,7 @@ class Queue:
             "created_ms": self.created_ms,
             "paused": self.paused,
             "levels": self.levels,
+            "opening": self.opening,
             "config": self.config,
             "updated_ms": self.updated_ms,
             "limited": self.limited,
@@ -76,10 +82,15 @@ def _parse(value: dict[str, Any]) -> Queue:
         value["created_ms"],
         value.get("paused", False),
         levels,
+        tuple(value.get("opening", ())),
         value.get("config", {}),
         value.get("updated_ms", 0),
         value.get("limited", False),
     )
+
+
+async def _to_nobody(_name: str, _revision: int) -> None:
+    """A node without others."""
 
 
 class Queues:
@@ -87,12 +98,17 @@ class Queues:
 
     def __init__(self, connection: Connection, clock: NowMs) -> None:
         self._bucket = Bucket(connection, names.QUEUES)
+        self._store = Blobs(connection, names.QUEUES)
         self._watch = Watch(connection, names.QUEUES, self._changed)
         self._clock = clock
         self._known: dict[str, tuple[Queue, int]] = {}
         #: What is configured, by queue; queues without a configuration are not in it.
         self.rules: dict[str, QueueRules] = {}
         self._on_removed: Callable[[str], None] = lambda _: None
+        #: Tells whether what this node has not heard of does not exist; `announce(queue, revision)` makes all nodes
+        #: know a revision. Both are set by the node.
+        self.is_current: Callable[[], bool] = lambda: True
+        self.announce: Callable[[str, int], Awaitable[None]] = _to_nobody
         self._opening: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
     async def open(self) -> None:
@@ -137,14 +153,21 @@ class Queues:
     def knows(self, name: str, priority: int) -> bool:
         """True when workers everywhere look at this level of this queue."""
         known = self._known.get(name)
-        return known is not None and priority in known[0].levels
+        return known is not None and priority in known[0].levels and priority not in known[0].opening
 
     async def ensure(self, name: str, priority: int) -> None:
-        """Register a queue and level before the first job enters it. Raises Unavailable."""
+        """Register a queue and level before the first job enters it. Raises Unavailable.
+
+        A level counts as open once every node drains it: a fetch anywhere must not pass over its first job.
+        """
         # One at a time: the many first jobs of a new queue would only be in each other's way.
         async with self._opening.setdefault(name, asyncio.Lock()):
-            if not self.knows(name, priority):
-                await self.update(name, add_level=priority)
+            while not self.knows(name, priority):
+                queue = await self.update(name, add_level=priority)
+                known = self._known.get(name)
+                if known is not None and priority in queue.opening:
+                    await self.announce(name, known[1])
+                    await self.update(name, opened=queue.opening)
 
     async def create(self, name: str, config: dict[str, Any]) -> Queue | None:
         """Make a queue; None when it exists. Raises Unavailable."""
@@ -172,6 +195,7 @@ class Queues:
         add_level: int | None = None,
         paused: bool | None = None,
         limited: bool | None = None,
+        opened: tuple[int, ...] = (),
         configure: Callable[[dict[str, Any]], dict[str, Any]] | None = None,
     ) -> Queue:
         """Compare-and-set one queue's entry, creating it when it is new.
@@ -183,7 +207,12 @@ class Queues:
             value, revision = await self._bucket.last(key)
             queue = _parse(value) if value else Queue(name, self._clock())
             if add_level is not None and add_level not in queue.levels:
-                queue = replace(queue, levels=tuple(sorted({*queue.levels, add_level}, reverse=True)))
+                levels = tuple(sorted({*queue.levels, add_level}, reverse=True))
+                # Nobody can have an outdated view of a queue that never was: who does not know it asks NATS.
+                opening = (*queue.opening, add_level) if revision else ()
+                queue = replace(queue, levels=levels, opening=opening)
+            if opened:
+                queue = replace(queue, opening=tuple(level for level in queue.opening if level not in opened))
             if paused is not None:
                 queue = replace(queue, paused=paused, updated_ms=self._clock())
             if configure is not None:
@@ -204,16 +233,29 @@ class Queues:
         return known[0] if known else None
 
     async def find(self, name: str) -> Queue | None:
-        """The queue, or None when no job ever entered it. Asks NATS for one this node does not know."""
+        """The queue, or None when no job ever entered it. Asks NATS for one this node does not know for certain.
+
+        Raises Unavailable.
+        """
         known = self._known.get(name)
-        if known is not None:
+        if known is not None and self.is_current():
             return known[0]
-        found = await self._bucket.get(names.encode_token(name))
+        return await self.refresh(name)
+
+    async def refresh(self, name: str) -> Queue | None:
+        """The queue as the stream's leader has it now. Raises Unavailable."""
+        key = names.encode_token(name)
+        found = await self._store.get(key)
         if found is None:
             return None
-        queue = _parse(found[0])
-        self._learn(queue, found[1])
-        return queue
+        self._changed(key, *found)
+        return self.known(name)
+
+    async def has_learnt(self, name: str, revision: int) -> bool:
+        """Look at the queue again unless this revision is known; whether it is now. Raises Unavailable."""
+        if self._known.get(name, (None, 0))[1] < revision and await self.refresh(name) is None:
+            return True  # it was removed in the meantime
+        return self._known.get(name, (None, 0))[1] >= revision
 
     def all(self) -> list[Queue]:
         """Every known queue by name."""

@@ -148,10 +148,11 @@ class Reconciler:
                     await self._settler.adopt_record(record, revision)
                     continue
                 if record.state == "available" and (job_id, revision) in published:
+                    self._stale.left_by(record, revision)  # one whose priority was changed
                     continue
                 self._propagator.follow_or_doubt(record, stored, revision)
                 self._propagator.forsake(record)
-                self._stale.left_by(record)
+                self._stale.left_by(record, revision)
                 repaired += 1
         return repaired, after
 

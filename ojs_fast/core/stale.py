@@ -6,7 +6,7 @@ crash leaves is found by reconcile, or dropped when it is pulled.
 
 import asyncio
 import logging
-from typing import Any
+from typing import Any, NamedTuple
 
 from ojs_fast import _core
 from ojs_fast.core.stores import Stores
@@ -26,13 +26,46 @@ PAGE = 500
 _Level = tuple[str, int]
 
 
+class _Left(NamedTuple):
+    # What a job left at one level: messages published in this span (epoch ms), stale because of this revision.
+    since_ms: int
+    until_ms: int
+    revision: int
+    messages: int = 1
+
+    def and_(self, other: "_Left") -> "_Left":
+        return _Left(
+            min(self.since_ms, other.since_ms),
+            max(self.until_ms, other.until_ms),
+            max(self.revision, other.revision),
+            self.messages + other.messages,
+        )
+
+
+MOVED = "moved"  # Record.extra: [when the priority was changed, the one before, when that one's message was published]
+
+
+def moved_of(record: _core.Record) -> tuple[int, int, int] | None:
+    """The last change of priority since the job became available: `(at, priority before, its message's time)`."""
+    if record.extra is None or MOVED not in record.extra:
+        return None
+    at_ms, level, since_ms = record.extra[MOVED]
+    # Whatever made the job available again later published a message of its own.
+    return (at_ms, level, since_ms) if at_ms >= record.enqueued_ms else None
+
+
+def published_ms(record: _core.Record) -> int:
+    """When the last work message of an available job was published (epoch ms)."""
+    moved = moved_of(record)
+    return moved[0] if moved is not None else record.enqueued_ms
+
+
 class StaleMessages:
     """Deletes what jobs leave behind in stream `OJS`."""
 
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
-        # level → job id → when its message was published, at the latest (epoch ms)
-        self._left: dict[_Level, dict[str, int]] = {}
+        self._left: dict[_Level, dict[str, _Left]] = {}
         self._refused: list[tuple[str, str]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
@@ -54,11 +87,24 @@ class StaleMessages:
         self._left.clear()
         self._refused.clear()
 
-    def left_by(self, record: _core.Record) -> None:
-        """An available job was cancelled or discarded: its message is still there."""
+    def left_by(self, record: _core.Record, revision: int) -> None:
+        """An available job was cancelled, discarded or given another priority: its last message is still there.
+
+        `revision` is that of the record: messages of older ones are stale.
+        """
         if record.state in ("cancelled", "discarded") and record.enqueued_ms:
-            self._left.setdefault((record.queue, record.priority), {})[record.id] = record.enqueued_ms
-            self._woken()
+            self._left_at(record, record.priority, published_ms(record), revision)
+        elif record.state == "available" and (moved := moved_of(record)):
+            _, level, since_ms = moved
+            self._left_at(record, level, since_ms, revision)
+
+    def _left_at(self, record: _core.Record, level: int, at_ms: int, revision: int) -> None:
+        self._add((record.queue, level), record.id, _Left(at_ms, at_ms, revision))
+        self._woken()
+
+    def _add(self, level: _Level, job_id: str, left: _Left) -> None:
+        jobs = self._left.setdefault(level, {})
+        jobs[job_id] = left.and_(jobs[job_id]) if job_id in jobs else left
 
     def refused(self, message: WorkMessage, job_id: str) -> None:
         """The claim of a message failed: it is stale, unless NATS delivered the message of an active job again."""
@@ -88,7 +134,8 @@ class StaleMessages:
             except Unavailable as error:
                 log.info("stale work messages are searched again: %s", error)
                 for level, jobs in left.items():
-                    self._left.setdefault(level, {}).update(jobs)
+                    for job_id, one in jobs.items():
+                        self._add(level, job_id, one)
                 self._refused.extend(refused)
                 self._wake.set()
                 await asyncio.sleep(AGAIN_S)
@@ -102,10 +149,11 @@ class StaleMessages:
             if record is None or not _is_own(record, ack_sequence(ack_subject)):
                 self._stores.work.ack(ack_subject)
 
-    async def _search(self, level: _Level, jobs: dict[str, int]) -> None:
+    async def _search(self, level: _Level, jobs: dict[str, _Left]) -> None:
         subject = names.work_subject(*level)
         for margin_ms in MARGINS_MS:
-            since_ms, until_ms = min(jobs.values()) - margin_ms, max(jobs.values()) + margin_ms
+            since_ms = min(left.since_ms for left in jobs.values()) - margin_ms
+            until_ms = max(left.until_ms for left in jobs.values()) + margin_ms
             query: dict[str, Any] = {"start_time": _core.format_rfc3339_ms(max(0, since_ms))}
             while jobs and (page := await self._stores.work.messages(query, subject)):
                 query = {"seq": page[-1][0] + 1}
@@ -115,15 +163,21 @@ class StaleMessages:
             if not jobs:
                 return
 
-    async def _delete_of(self, page: list[tuple[int, str, bytes]], jobs: dict[str, int]) -> int:
+    async def _delete_of(self, page: list[tuple[int, str, bytes]], jobs: dict[str, _Left]) -> int:
         last_ms, doomed = 0, []
         for sequence, _, payload in page:
-            record = _parse(payload[payload.find(b" ") + 1 :])
-            if record is None:
+            try:
+                revision, stored = _core.split_work_message(payload)
+                record = _core.Record.parse(stored)
+            except ValueError as error:
+                log.error("a foreign message in stream OJS is left alone: %s", error)
                 continue
-            last_ms = record.enqueued_ms
-            if record.enqueued_ms <= jobs.get(record.id, -1):
-                del jobs[record.id]
+            last_ms = published_ms(record)
+            left = jobs.get(record.id)
+            if left is not None and revision < left.revision:
+                jobs[record.id] = left._replace(messages=left.messages - 1)
+                if left.messages == 1:
+                    del jobs[record.id]
                 doomed.append(sequence)
         await asyncio.gather(*(self._stores.work.delete(sequence) for sequence in doomed))
         return last_ms

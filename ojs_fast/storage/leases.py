@@ -24,6 +24,8 @@ log = logging.getLogger(__name__)
 
 RENEW_S = 1.0
 DEAD_AFTER_S = 4.0
+# Less than others wait before they take this node for dead, by more than their clocks differ in that time.
+CURRENT_S = 3.0
 REMEMBERED_S = 5.0
 LEADER_KEY = "leader"
 NODE_PREFIX = "node."
@@ -43,6 +45,7 @@ class Leases:
         # key → (value, revision, monotonic time when it last changed)
         self._seen: dict[str, tuple[dict[str, Any], int, float]] = {}
         self._leader_revision = 0
+        self._renewed = float("-inf")
         self._started_ms = now_ms()
         # A jump of the clock must not hide what was written before it: the earliest of the last renewals counts.
         self._renewals: deque[int] = deque([self._started_ms], maxlen=round(REMEMBERED_S / RENEW_S))
@@ -118,7 +121,24 @@ class Leases:
         await self._bucket.erase(NODE_PREFIX + node_id)
         self._seen.pop(NODE_PREFIX + node_id, None)
 
+    async def announce(self) -> None:
+        """Take the lease before this node is ready: from here on others wait for it. Raises Unavailable."""
+        await self._renew()
+
+    def is_current(self) -> bool:
+        """True while no other node can take this one for dead."""
+        return time.monotonic() - self._renewed < CURRENT_S
+
+    async def listed_nodes(self) -> set[str]:
+        """The live nodes, those included that took their lease just before this call. Raises Unavailable."""
+        keys = await self._bucket.keys()
+        unseen = {
+            key.removeprefix(NODE_PREFIX) for key in keys if key.startswith(NODE_PREFIX) and key not in self._seen
+        }
+        return self.live_nodes() | unseen
+
     async def _renew(self, *, closed: bool = False) -> None:
+        began = time.monotonic()
         self._renewals.append(self._now_ms())
         await self._bucket.put(
             NODE_PREFIX + self.node_id,
@@ -130,6 +150,7 @@ class Leases:
                 "closed": closed,
             },
         )
+        self._renewed = began
 
     async def _loop(self) -> None:
         while True:

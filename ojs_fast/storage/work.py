@@ -1,15 +1,15 @@
 """The work queue in stream `OJS`: publish work messages, pull them, acknowledge them.
 
-Concurrent fetches of one queue share a pull, and the work messages of one flush share one PubAck: NATS
+Concurrent fetches of one queue share its pulls, and the work messages of one flush share one PubAck: NATS
 handles a connection's messages in order, so the last PubAck speaks for all before it. Knows subjects,
 consumers and sequences, no job rule.
 """
 
 import asyncio
 import logging
-from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from ojs_fast import _core
@@ -22,7 +22,13 @@ log = logging.getLogger(__name__)
 # Long, because deadlines are ours: redelivery only saves what a dead node pulled and nobody repaired.
 ACK_WAIT_NS = 24 * 3600 * 1_000_000_000
 NO_MESSAGE_FOUND = 10037
+# No messages; requests pending.
+EMPTY = ("404", "408")
+# A pull that no message fits into tells whether there is one.
+TOO_SMALL_FOR_ANY = b'{"batch":1,"no_wait":true,"max_bytes":1}'
 PULL_LIMIT = 1000
+# Levels in a row that were empty the last time: so many are looked at together before they are pulled from.
+WORTH_A_LOOK = 2
 
 
 @dataclass(slots=True, frozen=True)
@@ -35,17 +41,33 @@ class WorkMessage:
 
 @dataclass(slots=True)
 class _Puller:
-    # One priority level of one queue: at most one pull is under way; whoever waits shares the next.
+    # One priority level of one queue: at most one pull is under way.
     name: str
     subject: str
-    waiting: deque[tuple[int, "asyncio.Future[list[WorkMessage]]"]] = field(default_factory=deque)
-    # Messages that came when nobody waited any more (a pull that outlived its connection).
-    spare: deque[WorkMessage] = field(default_factory=deque)
     got: list[WorkMessage] = field(default_factory=list)
     asked: int = 0
     done: "asyncio.Future[bool] | None" = None
-    task: "asyncio.Task[None] | None" = None
     exists: bool = False
+    # What the last pull or look found; says what to try first, never what to pass over.
+    seems_empty: bool = False
+
+
+@dataclass(slots=True)
+class _Taker:
+    # One fetch: what it wants and what it has got so far.
+    count: int
+    one_level: bool
+    future: "asyncio.Future[list[WorkMessage]]"
+    got: list[WorkMessage] = field(default_factory=list)
+
+
+@dataclass(slots=True)
+class _Line:
+    # Whoever waits for messages of one queue; at most one walk down its levels is under way.
+    levels: tuple[int, ...] = ()
+    looks: bool = True
+    waiting: list[_Taker] = field(default_factory=list)
+    task: "asyncio.Task[None] | None" = None
 
 
 class WorkQueue:
@@ -55,6 +77,7 @@ class WorkQueue:
         self._connection = connection
         self._replicas = replicas
         self._pullers: dict[str, _Puller] = {}
+        self._lines: dict[str, _Line] = {}
         self._batch: list[tuple[str, bytes]] = []
         self._batch_future: asyncio.Future[PubAck] | None = None
         self._last_sequence = 0
@@ -137,58 +160,114 @@ class WorkQueue:
 
     # -- pull ------------------------------------------------------------------------------------
 
-    async def pull(self, queue: str, priority: int, count: int) -> list[WorkMessage]:
-        """Take up to `count` messages of one level, oldest first; empty when there are none.
+    async def take(
+        self, queue: str, levels: tuple[int, ...], count: int, *, one_level: bool = False, looks: bool = True
+    ) -> list[WorkMessage]:
+        """Take up to `count` messages, of the first of the levels first, oldest first; empty when there are none.
 
-        Raises Unavailable. Messages stay unacknowledged until `ack`.
+        A level is passed over only when NATS, asked after this call, has nothing there, so fewer than `count` means
+        that nothing else is there; with `one_level`, that the first level that has any has no more. `looks=False` when
+        messages may have been given back: a look puts the first of them behind the others. Raises Unavailable.
+        Messages stay unacknowledged until `ack`.
         """
-        name = names.consumer_name(queue, priority)
-        puller = self._pullers.get(name)
-        if puller is None:
-            puller = self._pullers[name] = _Puller(name, names.work_subject(queue, priority))
-        if puller.spare and not puller.waiting:
-            return [puller.spare.popleft() for _ in range(min(count, len(puller.spare)))]
-        future: asyncio.Future[list[WorkMessage]] = asyncio.get_running_loop().create_future()
-        puller.waiting.append((count, future))
-        if puller.task is None:
-            puller.task = asyncio.create_task(self._pull_loop(puller))
+        line = self._lines.get(queue)
+        if line is None:
+            line = self._lines[queue] = _Line()
+        line.levels, line.looks = levels, looks
+        taker = _Taker(count, one_level, asyncio.get_running_loop().create_future())
+        line.waiting.append(taker)
+        if line.task is None:
+            line.task = asyncio.create_task(self._serve(queue, line))
         try:
-            return await future
+            return await taker.future
         except asyncio.CancelledError:
-            if future.done() and not future.cancelled() and future.exception() is None:
-                puller.spare.extendleft(reversed(future.result()))
+            taker.future.cancel()
+            self._give_all_back(taker.got)
             raise
 
-    async def _pull_loop(self, puller: _Puller) -> None:
+    async def _serve(self, queue: str, line: _Line) -> None:
+        # One walk for all that wait, the next for all that came meanwhile: the more they are, the less a level costs.
         try:
-            while puller.waiting:
-                batch = list(puller.waiting)
-                puller.waiting.clear()
+            while line.waiting:
+                takers, line.waiting = line.waiting, []
                 try:
-                    messages = await self._pull_once(puller, min(PULL_LIMIT, sum(n for n, _ in batch)))
+                    await self._walk(queue, line.levels, takers, looks=line.looks)
                 except Unavailable as error:
-                    for _, future in batch:
-                        if not future.done():
-                            future.set_exception(error)
-                    continue
-                self._hand_out(puller, batch, messages)
+                    for taker in takers:
+                        if not taker.future.done() and not taker.got:
+                            taker.future.set_exception(error)
+                for taker in takers:
+                    if not taker.future.done():
+                        taker.future.set_result(taker.got)
         finally:
-            puller.task = None
+            line.task = None
 
-    def _hand_out(
-        self,
-        puller: _Puller,
-        batch: list[tuple[int, "asyncio.Future[list[WorkMessage]]"]],
-        messages: list[WorkMessage],
-    ) -> None:
+    async def _walk(self, queue: str, levels: tuple[int, ...], takers: list[_Taker], *, looks: bool) -> None:
+        pullers = [self._puller(queue, level) for level in levels]
         at = 0
-        for count, future in batch:
-            if future.done():
-                continue
-            future.set_result(messages[at : at + count])
-            at += count
-        if at < len(messages):
-            puller.spare.extend(messages[at:])
+        while at < len(pullers) and any(not taker.future.done() for taker in takers):
+            end = at
+            while looks and end < len(pullers) and pullers[end].seems_empty:
+                end += 1
+            if end - at >= WORTH_A_LOOK:
+                filled = await self._look(pullers[at:end])
+            else:
+                end = at + 1
+                filled = pullers[at:end]
+            for puller in filled:
+                await self._pull(puller, takers)
+            at = end
+
+    def _puller(self, queue: str, level: int) -> _Puller:
+        name = names.consumer_name(queue, level)
+        puller = self._pullers.get(name)
+        if puller is None:
+            puller = self._pullers[name] = _Puller(name, names.work_subject(queue, level))
+        return puller
+
+    async def _look(self, pullers: list[_Puller]) -> list[_Puller]:
+        """Those that may have messages, asked together; takes none."""
+        await self._connection.ready()
+        futures: list[asyncio.Future[bool]] = []
+        tokens: list[str] = []
+
+        def answered(number: int, message: _core.WireMessage) -> bool:
+            # 409: there is one, too large; anything else but "empty" means there is no consumer.
+            if not futures[number].done():
+                futures[number].set_result(message.status in EMPTY)
+            return True
+
+        for number, puller in enumerate(pullers):
+            token, future = self._connection.expect(partial(answered, number))
+            tokens.append(token)
+            futures.append(future)
+            subject = f"$JS.API.CONSUMER.MSG.NEXT.{names.WORK_STREAM}.{puller.name}"
+            self._connection.send(subject, TOO_SMALL_FOR_ANY, token)
+        try:
+            for puller, future in zip(pullers, futures, strict=True):
+                puller.seems_empty = await future
+        finally:
+            for token in tokens:
+                self._connection.forget(token)
+        return [puller for puller in pullers if not puller.seems_empty]
+
+    async def _pull(self, puller: _Puller, takers: list[_Taker]) -> None:
+        while wanted := sum(taker.count - len(taker.got) for taker in takers if not taker.future.done()):
+            asked = min(PULL_LIMIT, wanted)
+            messages = await self._pull_once(puller, asked)
+            at = 0
+            for taker in takers:
+                if taker.future.done():
+                    continue
+                part = messages[at : at + taker.count - len(taker.got)]
+                at += len(part)
+                taker.got += part
+                if len(taker.got) == taker.count or (part and taker.one_level):
+                    taker.future.set_result(taker.got)
+            self._give_all_back(messages[at:])
+            puller.seems_empty = len(messages) < asked
+            if puller.seems_empty:
+                return
 
     async def _pull_once(self, puller: _Puller, count: int) -> list[WorkMessage]:
         await self._connection.ready()
@@ -218,7 +297,7 @@ class WorkQueue:
         raise Unavailable(f"the consumer {puller.name} vanishes as soon as it is made")
 
     def _give_up(self, puller: _Puller, reason: str) -> Unavailable:
-        puller.spare.extend(puller.got)
+        self._give_all_back(puller.got)
         puller.got = []
         puller.exists = False
         return Unavailable(reason)
@@ -232,7 +311,7 @@ class WorkQueue:
             return
         work = WorkMessage(message.data, message.reply)
         if puller.done is None or puller.done.done():
-            puller.spare.append(work)
+            self.give_back(work)  # a pull that outlived its connection, or whoever waited for it
             return
         puller.got.append(work)
         if len(puller.got) >= puller.asked:
@@ -241,7 +320,7 @@ class WorkQueue:
     def _ended(self, puller: _Puller, message: _core.WireMessage) -> bool:
         # 404 no messages and 408 requests pending end a pull; anything else means there is no consumer.
         if puller.done is not None and not puller.done.done():
-            puller.done.set_result(message.status in ("404", "408"))
+            puller.done.set_result(message.status in EMPTY)
         return True
 
     def _disconnected(self) -> None:
@@ -277,7 +356,6 @@ class WorkQueue:
         self._pullers = {name: p for name, p in self._pullers.items() if p.done is not None}
         for puller in self._pullers.values():
             puller.exists = False
-            puller.spare.clear()
         self._last_sequence = 0
         self._acked.clear()
 
@@ -298,6 +376,11 @@ class WorkQueue:
                 await self._connection.request(ack_subject, b"+WPI")
                 if self._acked.get(consumer) is ack_subject:
                     del self._acked[consumer]
+
+    def _give_all_back(self, messages: list[WorkMessage]) -> None:
+        # Kept, every other node would pass over them. Without a connection the walk after the cut finds them.
+        for message in messages:
+            self.give_back(message)
 
     def give_back(self, message: WorkMessage) -> None:
         """Let a message that was pulled but not claimed be delivered again, to any node."""

@@ -1042,7 +1042,7 @@ PATHS = {
     f"{V1}/health": {"GET"},
     f"{V1}/jobs": {"POST"},
     f"{V1}/jobs/batch": {"POST", "GET", "DELETE"},
-    f"{V1}/jobs/{UNKNOWN_ID}": {"GET", "DELETE"},
+    f"{V1}/jobs/{UNKNOWN_ID}": {"GET", "PATCH", "DELETE"},
     f"{V1}/jobs/{UNKNOWN_ID}/cancel": {"POST"},
     f"{V1}/workers/fetch": {"POST"},
     f"{V1}/workers/ack": {"POST"},

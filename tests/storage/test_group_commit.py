@@ -85,7 +85,7 @@ async def test_work_messages_of_a_flush_arrive_in_order(tmp_path: Path) -> None:
         shared = {work.publish("q", 0, b"%d" % number) for number in range(200)}
         assert len(shared) == 1
         await shared.pop()
-        pulled = await work.pull("q", 0, 200)
+        pulled = await work.take("q", (0,), 200)
         assert [message.payload for message in pulled] == [b"%d" % number for number in range(200)]
 
 

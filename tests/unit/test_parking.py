@@ -19,7 +19,7 @@ def test_the_latest_message_of_each_job_comes_back_in_order(puts: list[tuple[str
     """A newer message of a job replaces its older one; the order is that of the stream."""
     lot, expected = Parking(), dict[str, dict[int, int]]()
     for key, job, sequence in puts:
-        lot.put(key, f"job-{job}", "q", subject(sequence))
+        lot.put(key, f"job-{job}", "q", 0, subject(sequence))
         expected.setdefault(key, {})[job] = sequence
     assert lot.total == sum(map(len, expected.values())) == lot.of_queue("q")
     assert set(lot) == set(expected)
@@ -36,9 +36,9 @@ def test_it_says_when_it_is_full() -> None:
     """Memory is bounded; what comes beyond is not parked."""
     lot = Parking()
     for number in range(parking.MAX_PARKED):
-        lot.put(f"k{number % 7}", f"job-{number}", "q", subject(number + 1))
+        lot.put(f"k{number % 7}", f"job-{number}", "q", 0, subject(number + 1))
     assert [lot.is_full, len(lot.take("k1", 1)), lot.is_full] == [True, 1, False]
     assert len(list(lot.take_all())) == parking.MAX_PARKED - 1
-    lot.put("k", "j", "q", subject(1))
+    lot.put("k", "j", "q", 0, subject(1))
     lot.clear()
     assert (lot.total, list(lot)) == (0, [])
