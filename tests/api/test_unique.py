@@ -239,8 +239,9 @@ def test_an_occurrence_of_a_cron_is_skipped_while_its_job_is_there(api: Api) -> 
 
 def ran(api: Api, name: str, times: int) -> bool:
     """Whether a cron has come round so often."""
-    fired = [event for event in api.events(limit=1000) if event["subject"] == name]
-    return len([event for event in fired if event["type"].startswith("cron.")]) >= times
+    fired = [event for event in api.events(types="cron.triggered,cron.skipped", limit=1000) if event["subject"] == name]
+    assert all(event["data"].get("reason", "duplicate") == "duplicate" for event in fired)
+    return len(fired) >= times
 
 
 def test_the_steps_of_a_workflow_always_run(api: Api) -> None:
