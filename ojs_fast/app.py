@@ -21,6 +21,7 @@ from blacksheep import Request as WebRequest
 
 from ojs_fast import logs
 from ojs_fast.api.admin import AdminHandlers
+from ojs_fast.api.bulk import BulkHandlers
 from ojs_fast.api.cron import CronHandlers
 from ojs_fast.api.dead_letters import DeadLetterHandlers
 from ojs_fast.api.http import (
@@ -168,13 +169,14 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
     """Wire all layers together."""
     node = Node(settings, boot_id=boot_id)
     table = routes(
-        JobHandlers(node.jobs, node.priorities, node.queues, node.limits),
+        JobHandlers(node.jobs, node.priorities, node.queues, node.limits, node.idempotent),
         WorkerHandlers(node.fetcher, node.settler, node.workers),
         DeadLetterHandlers(node.dead_letters, settings),
         QueueHandlers(node.queues, node.queue_admin, node.stats),
         CronHandlers(node.cron),
         RateLimitHandlers(node.limit_admin),
         SystemHandlers(Health(node.connection), node.events, node.resetter),
+        BulkHandlers(node.bulk, node.jobs, node.idempotent),
         MetricsHandlers(node.stats, node.queues, node.workers),
         LiveHandlers(node.live, node.jobs, node.queue_admin),
         AdminHandlers(settings, node.jobs, node.search, node.dead_letters, node.queues, node.workers, node.stats),

@@ -15,12 +15,14 @@ from nats.aio.msg import Msg
 
 from ojs_fast.config import Settings
 from ojs_fast.core.admission import ADMIT, ARRIVED, Admission
+from ojs_fast.core.bulk import Bulk
 from ojs_fast.core.claims import Claims
 from ojs_fast.core.clock import NowMs, now_ms, steady_ms
 from ojs_fast.core.cron import Cron
 from ojs_fast.core.dead_letters import DeadLetters
 from ojs_fast.core.events import Events
 from ojs_fast.core.fetch import Fetcher
+from ojs_fast.core.idempotency import IdempotentRequests
 from ojs_fast.core.inheritance import Inheritance
 from ojs_fast.core.janitor import Janitor
 from ojs_fast.core.job_search import JobSearch
@@ -192,6 +194,8 @@ class Node:
 
     def _make_views(self) -> None:
         self.search = JobSearch(self.stores)
+        self.idempotent = IdempotentRequests(self.stores, self.clock)
+        self.bulk = Bulk(self.stores, self.jobs, self.dead_letters, self.search, self.events)
         self.live = LiveEvents(self.stores.event_log, partial(EventFeed, self.connection), self.clock)
         self.metrics.gauges["claims"] = lambda: len(self.claims)
         self.metrics.gauges["live_listeners"] = lambda: self.live.count

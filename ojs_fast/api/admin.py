@@ -54,10 +54,10 @@ class AdminHandlers:
         newest_first = _choice(request, "order", ("asc", "desc"), "desc") == "desc"
         sort = _choice(request, "sort", SORTS, "created_at")
         found = await self._search.page(
-            wanted, offset, per_page, newest_first=newest_first, counts=not wanted.is_counted
+            wanted, offset, per_page, newest_first=newest_first, counts=not wanted.counted_state
         )
         total, is_exact = found.total, found.is_complete
-        if wanted.is_counted and not is_exact:
+        if wanted.counted_state and not is_exact:
             total, is_exact = await self._counted(wanted), True
         items = [orjson.loads(_core.public_job(stored)) for stored in found.jobs]
         items.sort(key=lambda job: job.get(sort) or ("" if sort != "priority" else 0), reverse=newest_first)
@@ -66,9 +66,9 @@ class AdminHandlers:
 
     async def _counted(self, wanted: JobFilter) -> int:
         if not wanted.queue:
-            return (await self._stats.overall()).states()[wanted.state]
+            return (await self._stats.overall()).states()[wanted.counted_state]
         queue = await self._queues.find(wanted.queue)
-        return (await self._stats.of([queue]))[0].states()[wanted.state] if queue else 0
+        return (await self._stats.of([queue]))[0].states()[wanted.counted_state] if queue else 0
 
     async def get_job(self, request: Request) -> Reply:
         """GET /admin/jobs/{id} (section 7.2): the whole envelope, flat and as `job`."""
@@ -198,7 +198,7 @@ def job_filter(request: Request) -> JobFilter:
     """The filter in a query string (ojs-admin-api section 7.1). Raises InvalidRequest."""
     return JobFilter(
         request.query("queue"),
-        _choice(request, "state", STATES, ""),
+        tuple(filter(None, [_choice(request, "state", STATES, "")])),
         request.query("type"),
         _moment(request, "since"),
         _moment(request, "until"),

@@ -218,6 +218,12 @@ class Request:
         return decoded
 
 
+def idempotency_key(request: Request) -> str | None:
+    """The header Idempotency-Key, None without it (ojs-bulk-operations section 11.3)."""
+    raw = request.headers.get(b"idempotency-key")
+    return raw.decode("latin-1") if raw is not None else None
+
+
 def _too_large(limit_bytes: int) -> PayloadTooLarge:
     return PayloadTooLarge(
         f"The request body is larger than {limit_bytes} bytes.",

@@ -1,9 +1,13 @@
 """Handlers of `/jobs`: parse, one core call, reply."""
 
+from collections.abc import Awaitable, Callable
+from functools import partial
+
 from ojs_fast import _core
-from ojs_fast.api.http import RawHeaders, Reply, Request, depth_headers
+from ojs_fast.api.http import RawHeaders, Reply, Request, depth_headers, idempotency_key
 from ojs_fast.api.rate_limits import quota_headers
 from ojs_fast.core.admission import Ticket
+from ojs_fast.core.idempotency import Answer, DerivedIds, IdempotentRequests, enqueue_batch_once, enqueue_once
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.limits import Limits
 from ojs_fast.core.priorities import Priorities
@@ -13,11 +17,16 @@ from ojs_fast.errors import InvalidRequest
 MAX_BLOCK_S = 300
 PRIORITIES = range(-100, 101)
 
+Enqueue = Callable[[bytes, Ticket | None, DerivedIds], Awaitable[Answer]]
+
 
 class JobHandlers:
     """Enqueue, batch, get, change, cancel, activate."""
 
-    def __init__(self, jobs: Jobs, priorities: Priorities, queues: Queues, limits: Limits) -> None:
+    def __init__(
+        self, jobs: Jobs, priorities: Priorities, queues: Queues, limits: Limits, idempotent: IdempotentRequests
+    ) -> None:
+        self._idempotent = idempotent
         self._priorities = priorities
         self._jobs = jobs
         self._queues = queues
@@ -39,9 +48,11 @@ class JobHandlers:
     async def enqueue(self, request: Request) -> Reply:
         """POST /jobs (ojs-http-binding section 9.1)."""
         ticket = self._ticket(request)
+        if b"idempotency-key" in request.headers:
+            return await self._once("jobs", request, ticket, self._enqueue_once)
         job_id, stored, is_new = await self._jobs.enqueue(request.body, ticket)
         if not is_new:
-            return Reply(200, b'{"job":' + _core.public_job(stored) + b',"deduplicated":true}')
+            return Reply(200, _deduplicated(stored))
         headers = [(b"location", b"/ojs/v1/jobs/" + job_id.encode())]
         if ticket is not None:
             headers += _pressure(ticket)
@@ -53,8 +64,28 @@ class JobHandlers:
     async def enqueue_batch(self, request: Request) -> Reply:
         """POST /jobs/batch (section 9.2): all or nothing."""
         ticket = self._ticket(request)
+        if b"idempotency-key" in request.headers:
+            return await self._once("batch", request, ticket, self._enqueue_batch_once)
         stored = await self._jobs.enqueue_batch(request.body, ticket)
-        return Reply(201, _core.jobs_reply(stored)[:-1] + b',"count":%d}' % len(stored), _pressure(ticket))
+        return Reply(201, _batch(stored), _pressure(ticket))
+
+    async def _once(self, operation: str, request: Request, ticket: Ticket | None, enqueue: Enqueue) -> Reply:
+        """Either of them under an Idempotency-Key (ojs-bulk-operations section 10)."""
+        key = idempotency_key(request) or ""
+        answer = await self._idempotent.run(operation, key, request.body, partial(enqueue, request.body, ticket))
+        headers = _pressure(ticket)
+        if answer.is_replay:
+            headers.append((b"idempotency-replayed", b"true"))
+        return Reply(answer.status, answer.body, headers)
+
+    async def _enqueue_once(self, body: bytes, ticket: Ticket | None, ids: DerivedIds) -> Answer:
+        _, stored, is_new = await enqueue_once(self._jobs, body, ticket, ids)
+        return (
+            Answer(201, b'{"job":' + _core.public_job(stored) + b"}") if is_new else Answer(200, _deduplicated(stored))
+        )
+
+    async def _enqueue_batch_once(self, body: bytes, ticket: Ticket | None, ids: DerivedIds) -> Answer:
+        return Answer(201, _batch(await enqueue_batch_once(self._jobs, body, ticket, ids)))
 
     async def get(self, request: Request) -> Reply:
         """GET /jobs/{id} (section 9.3)."""
@@ -93,6 +124,14 @@ class JobHandlers:
         """POST /jobs/{id}/activate (section 9.5)."""
         _, stored = await self._jobs.activate(request.params["id"])
         return Reply(200, b'{"job":' + _core.public_job(stored)[:-1] + b',"previous_state":"pending"}}')
+
+
+def _deduplicated(stored: bytes) -> bytes:
+    return b'{"job":' + _core.public_job(stored) + b',"deduplicated":true}'
+
+
+def _batch(stored: list[bytes]) -> bytes:
+    return _core.jobs_reply(stored)[:-1] + b',"count":%d}' % len(stored)
 
 
 def _pressure(ticket: Ticket | None) -> RawHeaders:

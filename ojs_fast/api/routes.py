@@ -4,6 +4,7 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from ojs_fast.api.admin import AdminHandlers
+from ojs_fast.api.bulk import BulkHandlers
 from ojs_fast.api.cron import CronHandlers
 from ojs_fast.api.dead_letters import DeadLetterHandlers
 from ojs_fast.api.http import Reply, Request
@@ -38,6 +39,7 @@ def routes(
     cron: CronHandlers,
     rate_limits: RateLimitHandlers,
     system: SystemHandlers,
+    bulk: BulkHandlers,
     metrics: MetricsHandlers,
     live: LiveHandlers,
     admin: AdminHandlers,
@@ -55,6 +57,11 @@ def routes(
         Route("GET", "/metrics", metrics.metrics),
         Route("POST", V1 + "/jobs", jobs.enqueue),
         Route("POST", V1 + "/jobs/batch", jobs.enqueue_batch),
+        Route("POST", V1 + "/jobs/bulk", bulk.enqueue),
+        Route("POST", V1 + "/jobs/bulk/cancel", bulk.on("cancel")),
+        Route("POST", V1 + "/jobs/bulk/retry", bulk.on("retry")),
+        Route("POST", V1 + "/jobs/bulk/delete", bulk.on("delete")),
+        Route("POST", V1 + "/jobs/bulk/get", bulk.on("get")),
         Route("POST", V1 + "/jobs/fetch", workers.fetch),
         Route("GET", V1 + "/jobs/{id}", jobs.get),
         Route("PATCH", V1 + "/jobs/{id}", jobs.patch),
@@ -119,6 +126,9 @@ def routes(
         Route("GET", V1 + "/admin/stats/history", admin.history),
         Route("GET", V1 + "/admin/system/config", admin.config),
         Route("GET", V1 + "/admin/jobs", admin.list_jobs),
+        Route("POST", V1 + "/admin/jobs/bulk/retry", bulk.admin("retry")),
+        Route("POST", V1 + "/admin/jobs/bulk/cancel", bulk.admin("cancel")),
+        Route("POST", V1 + "/admin/jobs/bulk/delete", bulk.admin("delete")),
         Route("GET", V1 + "/admin/jobs/{id}", admin.get_job),
         Route("POST", V1 + "/admin/jobs/{id}/cancel", admin.cancel_job),
         Route("POST", V1 + "/admin/jobs/{id}/retry", admin.retry_job),

@@ -37,7 +37,9 @@ def manifest() -> dict[str, Any]:
             "backpressure": True,
         },
         "extensions": [
+            "urn:ojs:ext:admin-api",
             "urn:ojs:ext:backpressure",
+            "urn:ojs:ext:bulk-operations",
             "urn:ojs:ext:dead-letter",
             "urn:ojs:ext:queue-config",
             "urn:ojs:ext:rate-limiting",

@@ -5,8 +5,10 @@ Waiting and active jobs are found from what NATS lists of them: work messages an
 scheduled or last changed; `sort` orders within what was found.
 """
 
+import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from typing import Any
 
 from ojs_fast import _core
 from ojs_fast.core.stats import LIVE_STATES
@@ -20,31 +22,55 @@ LISTED = {"scheduled": names.SCHEDULED, "retryable": names.RETRY}
 
 @dataclass(slots=True, frozen=True)
 class JobFilter:
-    """What a job must be like; empty members ask for nothing. `type_` may end in `*`; times are epoch ms."""
+    """What a job must be like; empty members ask for nothing. `type_` may end in `*`; times are epoch ms.
+
+    `since_ms` and `until_ms` are about the creation, the others about the last time that the job became available.
+    """
 
     queue: str = ""
-    state: str = ""
+    states: tuple[str, ...] = ()
     type_: str = ""
     since_ms: int = 0
     until_ms: int = 0
+    enqueued_after_ms: int = 0
+    enqueued_before_ms: int = 0
+    priority: int | None = None
+    meta: tuple[tuple[str, Any], ...] = ()
 
     def takes(self, record: _core.Record) -> bool:
         """True when the job is one of those asked for."""
         if self.queue and record.queue != self.queue:
             return False
-        if self.state and record.state != self.state:
+        if self.states and record.state not in self.states:
             return False
         if self.type_.endswith("*"):
             if not record.type.startswith(self.type_[:-1]):
                 return False
         elif self.type_ and record.type != self.type_:
             return False
-        return self.since_ms <= record.created_ms and not (self.until_ms and record.created_ms >= self.until_ms)
+        if self.priority is not None and record.priority != self.priority:
+            return False
+        return self._takes_times(record) and (not self.meta or self._takes_meta(record))
+
+    def _takes_times(self, record: _core.Record) -> bool:
+        if record.created_ms < self.since_ms or (self.until_ms and record.created_ms >= self.until_ms):
+            return False
+        if not (self.enqueued_after_ms or self.enqueued_before_ms):
+            return True
+        enqueued_ms = record.enqueued_ms or record.created_ms
+        if enqueued_ms <= self.enqueued_after_ms:
+            return False
+        return not self.enqueued_before_ms or enqueued_ms < self.enqueued_before_ms
+
+    def _takes_meta(self, record: _core.Record) -> bool:
+        meta = json.loads(_core.public_job(record.serialize())).get("meta", {})
+        return all(name in meta and meta[name] == value for name, value in self.meta)
 
     @property
-    def is_counted(self) -> bool:
-        """True when queue statistics tell how many there are."""
-        return self.state in LIVE_STATES and not (self.type_ or self.since_ms or self.until_ms)
+    def counted_state(self) -> str:
+        """The one state whose jobs queue statistics count, when nothing else is asked for."""
+        plain = JobFilter(self.queue, self.states) == self
+        return self.states[0] if plain and len(self.states) == 1 and self.states[0] in LIVE_STATES else ""
 
 
 @dataclass(slots=True, frozen=True)
@@ -91,25 +117,29 @@ class JobSearch:
         self, wanted: JobFilter, *, newest_first: bool
     ) -> AsyncIterator[list[tuple[_core.Record, bytes]]]:
         walk = walks.newest_first if newest_first else walks.oldest_first
-        stream, subject = _source(wanted)
-        async for page in walk(self._stores.connection, stream, subject):
-            if stream == names.bucket_stream(names.JOBS):
-                yield [(record, m.data) for m in page if (record := _parse(m.data)) is not None]
-                continue
-            job_ids = [job_id for m in page if (job_id := _job_id(stream, m))]
-            found = await self._stores.records.get_many(job_ids)
-            stored = [found[job_id][0] for job_id in job_ids if job_id in found]
-            yield [(record, one) for one in stored if (record := _parse(one)) is not None]
+        for stream, subject in _sources(wanted):
+            async for page in walk(self._stores.connection, stream, subject):
+                if stream == names.bucket_stream(names.JOBS):
+                    yield [(record, m.data) for m in page if (record := _parse(m.data)) is not None]
+                    continue
+                job_ids = [job_id for m in page if (job_id := _job_id(stream, m))]
+                found = await self._stores.records.get_many(job_ids)
+                stored = [found[job_id][0] for job_id in job_ids if job_id in found]
+                yield [(record, one) for one in stored if (record := _parse(one)) is not None]
 
 
-def _source(wanted: JobFilter) -> tuple[str, str]:
+def _sources(wanted: JobFilter) -> list[tuple[str, str]]:
+    """Streams and subjects where such jobs are found, without walking over others as far as possible."""
+    if not wanted.states or not set(wanted.states) <= set(LIVE_STATES):
+        return [(names.bucket_stream(names.JOBS), names.bucket_subject(names.JOBS, "*"))]
     queue = names.encode_token(wanted.queue) if wanted.queue else "*"
-    if wanted.state in ("available", "active"):
-        return names.WORK_STREAM, f"ojs.queue.{queue}.>"
-    if wanted.state in LISTED:
-        bucket = LISTED[wanted.state]
-        return names.bucket_stream(bucket), names.bucket_subject(bucket, f"{queue}.>")
-    return names.bucket_stream(names.JOBS), names.bucket_subject(names.JOBS, "*")
+    sources: list[tuple[str, str]] = []
+    if {"available", "active"} & set(wanted.states):
+        sources.append((names.WORK_STREAM, f"ojs.queue.{queue}.>"))
+    for state, bucket in LISTED.items():
+        if state in wanted.states:
+            sources.append((names.bucket_stream(bucket), names.bucket_subject(bucket, f"{queue}.>")))
+    return sources
 
 
 def _job_id(stream: str, message: _core.WireMessage) -> str:

@@ -46,6 +46,8 @@ MAX_BATCH = 10_000
 # Room that a new record leaves for what the server itself adds later: worker, times, an error of its own.
 GROWTH_BYTES = 8192
 
+NewId = Callable[[int], str]
+
 
 class Retention:
     """How long finished jobs stay in the store, in seconds by state (0 = for ever)."""
@@ -147,14 +149,16 @@ class Jobs:
 
     # -- enqueue ---------------------------------------------------------------------------------
 
-    async def enqueue(self, body: bytes, ticket: Ticket | None = None) -> tuple[str, bytes, bool]:
+    async def enqueue(
+        self, body: bytes, ticket: Ticket | None = None, new_id: NewId | None = None
+    ) -> tuple[str, bytes, bool]:
         """Store one job and hand it to the workers: `(job id, record bytes, whether it is new)`.
 
         Two round trips: create the record, publish the work message. `ticket` tells how long to wait for room in
-        a bounded queue. Raises OJSError.
+        a bounded queue, `new_id` makes the id of a job without one. Raises OJSError.
         """
         try:
-            record = _core.parse_enqueue(body, self._clock(), self._ids.next, self._settings.max_depth)
+            record = _core.parse_enqueue(body, self._clock(), new_id or self._ids.next, self._settings.max_depth)
         except (ValueError, TypeError) as error:
             raise refused(error) from None
         record.node_id = self._node_id
@@ -265,17 +269,22 @@ class Jobs:
         demand = Counter(record.queue for record in records)
         return await self._admission.enter(demand, records[0].type, ticket or Ticket())
 
-    async def enqueue_batch(self, body: bytes, ticket: Ticket | None = None) -> list[bytes]:
-        """Store many jobs, all or none; the records' bytes in the order given. Raises OJSError."""
+    async def enqueue_batch(
+        self, body: bytes, ticket: Ticket | None = None, new_id: NewId | None = None
+    ) -> list[bytes]:
+        """Store many jobs, all or none; the records' bytes in the order given. Raises OJSError.
+
+        `ticket` and `new_id` as in `enqueue`.
+        """
         made: set[str] = set()
 
-        def new_id(now_ms: int) -> str:
+        def new(now_ms: int) -> str:
             id_ = self._ids.next(now_ms)
             made.add(id_)
             return id_
 
         try:
-            records = _core.parse_batch(body, self._clock(), new_id, self._settings.max_depth, MAX_BATCH)
+            records = _core.parse_batch(body, self._clock(), new_id or new, self._settings.max_depth, MAX_BATCH)
         except (ValueError, TypeError) as error:
             raise refused(error) from None
         ids_are_new = len(made) == len(records)
@@ -424,6 +433,19 @@ class Jobs:
         except ValueError:
             log.exception("a foreign record in ojs-jobs", extra={"ojs.job_id": job_id})
             raise job_not_found(job_id) from None
+
+    def ids_of_batch(self, body: bytes, new_id: NewId) -> list[str]:
+        """The ids that `enqueue_batch` would give these jobs. Raises OJSError."""
+        try:
+            records = _core.parse_batch(body, self._clock(), new_id, self._settings.max_depth, MAX_BATCH)
+        except (ValueError, TypeError) as error:
+            raise refused(error) from None
+        return [record.id for record in records]
+
+    async def existing(self, job_ids: list[str]) -> list[bytes]:
+        """The records of those jobs that exist, in the order given. Raises Unavailable."""
+        found = await self._stores.records.get_many(job_ids)
+        return [found[job_id][0] for job_id in job_ids if job_id in found]
 
     async def get(self, job_id: str) -> bytes:
         """The public JSON of a job. A job past its `expires_at` is discarded first. Raises OJSError."""

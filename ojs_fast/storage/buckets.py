@@ -84,6 +84,14 @@ class Bucket:
         if code:
             raise Unavailable(f"JetStream refused to delete {self.name}/{key}: {description}")
 
+    async def remove(self, key: str, revision: int) -> None:
+        """Remove a key if it still is at `revision`; otherwise it stays. Raises Unavailable."""
+        header = headers(Nats_Expected_Last_Subject_Sequence=revision, KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
+        await self._connection.ready()
+        _, code, description = await self._connection.write(names.bucket_subject(self.name, key), b"", header)
+        if code not in (0, WRONG_LAST_SEQUENCE):
+            raise Unavailable(f"JetStream refused to delete {self.name}/{key}: {description}")
+
     async def page(self, after: int, limit: int, keys: str = ">") -> list[tuple[str, Any, int]]:
         """Up to `limit` live entries behind revision `after`: `[(key, value, revision)]`, oldest first.
 

@@ -30,7 +30,7 @@ LEVELS = (
     "ext-backpressure",
 )
 # Read with what the official runner ignores (`capture` and the like), else hardly any could pass.
-EXTENSIONS = ("ext-dead-letter", "ext-observability", "ext-rate-limiting")
+EXTENSIONS = ("ext-admin-api", "ext-dead-letter", "ext-observability", "ext-rate-limiting")
 LONG_MS = 20_000
 
 pytestmark = pytest.mark.conformance

@@ -20,7 +20,7 @@ import orjson
 Body = dict[str, Any]
 HEAD = (
     "{method} /ojs/v1{path} HTTP/1.1\r\nHost: test\r\nContent-Type: application/openjobspec+json\r\n"
-    "Content-Length: {size}\r\n\r\n"
+    "{more}Content-Length: {size}\r\n\r\n"
 )
 PAUSE_S = 0.02
 # Each kill that meets a job while it is active costs it a run, and three (the default) can meet one job.
@@ -51,11 +51,13 @@ class Http:
             with contextlib.suppress(OSError):
                 await writer.wait_closed()
 
-    async def call(self, method: str, path: str, body: Any = None) -> tuple[int, Body]:
+    async def call(
+        self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
+    ) -> tuple[int, Body]:
         """`(status, parsed body)`. Raises Broken."""
         try:
             async with asyncio.timeout(self._timeout_s):
-                return await self._call(method, path, b"" if body is None else orjson.dumps(body))
+                return await self._call(method, path, b"" if body is None else orjson.dumps(body), headers or {})
         except (OSError, EOFError, TimeoutError, ValueError) as error:
             await self.close()
             raise Broken(repr(error)) from error
@@ -63,11 +65,12 @@ class Http:
             await self.close()
             raise
 
-    async def _call(self, method: str, path: str, payload: bytes) -> tuple[int, Body]:
+    async def _call(self, method: str, path: str, payload: bytes, headers: dict[str, str]) -> tuple[int, Body]:
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port, limit=1 << 24)
         reader, writer = self._streams
-        writer.write(HEAD.format(method=method, path=path, size=len(payload)).encode() + payload)
+        more = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        writer.write(HEAD.format(method=method, path=path, size=len(payload), more=more).encode() + payload)
         head = (await reader.readuntil(b"\r\n\r\n")).lower()
         size = int(head.partition(b"content-length:")[2].partition(b"\r\n")[0])
         status = int(head[9:12])
