@@ -1041,7 +1041,7 @@ PATHS = {
     "/health": {"GET"},
     f"{V1}/health": {"GET"},
     f"{V1}/jobs": {"POST"},
-    f"{V1}/jobs/batch": {"POST", "GET", "DELETE"},
+    f"{V1}/jobs/batch": {"POST", "GET", "PATCH", "DELETE"},
     f"{V1}/jobs/{UNKNOWN_ID}": {"GET", "PATCH", "DELETE"},
     f"{V1}/jobs/{UNKNOWN_ID}/cancel": {"POST"},
     f"{V1}/workers/fetch": {"POST"},
