@@ -212,8 +212,7 @@ class WorkQueue:
             if end - at >= WORTH_A_LOOK:
                 filled = await self._look(pullers[at:end])
             else:
-                end = at + 1
-                filled = pullers[at:end]
+                filled = pullers[at : (end := at + 1)]
             for puller in filled:
                 await self._pull(puller, takers)
             at = end
@@ -226,13 +225,12 @@ class WorkQueue:
         return puller
 
     async def _look(self, pullers: list[_Puller]) -> list[_Puller]:
-        """Those that may have messages, asked together; takes none."""
+        """Those that may have messages (409: one that does not fit; 503: no consumer), asked together; takes none."""
         await self._connection.ready()
         futures: list[asyncio.Future[bool]] = []
         tokens: list[str] = []
 
         def answered(number: int, message: _core.WireMessage) -> bool:
-            # 409: there is one, too large; anything else but "empty" means there is no consumer.
             if not futures[number].done():
                 futures[number].set_result(message.status in EMPTY)
             return True

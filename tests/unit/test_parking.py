@@ -1,4 +1,4 @@
-"""Waiting messages come back oldest first, each once."""
+"""Waiting messages come back by priority, oldest first, each once."""
 
 from __future__ import annotations
 
@@ -14,20 +14,25 @@ def subject(sequence: int) -> str:
     return f"$JS.ACK.OJS.q.1.{sequence}.1.1.0"
 
 
-@given(st.lists(st.tuples(st.sampled_from("ab"), st.integers(0, 20), st.integers(1, 1000)), max_size=60))
-def test_the_latest_message_of_each_job_comes_back_in_order(puts: list[tuple[str, int, int]]) -> None:
-    """A newer message of a job replaces its older one; the order is that of the stream."""
-    lot, expected = Parking(), dict[str, dict[int, int]]()
-    for key, job, sequence in puts:
-        lot.put(key, f"job-{job}", "q", 0, subject(sequence))
-        expected.setdefault(key, {})[job] = sequence
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("ab"), st.integers(0, 20), st.integers(-2, 2), st.integers(1, 1000)), max_size=60
+    )
+)
+def test_the_latest_message_of_each_job_comes_back_in_order(puts: list[tuple[str, int, int, int]]) -> None:
+    """A newer message of a job replaces its older one; higher priorities come first, then the order is the stream's."""
+    lot, expected = Parking(), dict[str, dict[int, tuple[int, int]]]()
+    for key, job, priority, at in puts:
+        sequence = at * 5 + priority  # no two messages of a stream share one
+        lot.put(key, f"job-{job}", "q", priority, subject(sequence))
+        expected.setdefault(key, {})[job] = (-priority, sequence)
     assert lot.total == sum(map(len, expected.values())) == lot.of_queue("q")
     assert set(lot) == set(expected)
     for key, jobs in expected.items():
         assert lot.count(key) == len(jobs)
         first = lot.take(key, 1)
         rest = lot.take(key, 1000)
-        assert [int(one.split(".")[5]) for one in [*first, *rest]] == sorted(jobs.values())
+        assert [int(one.split(".")[5]) for one in [*first, *rest]] == [at for _, at in sorted(jobs.values())]
         assert key not in lot
     assert (lot.total, lot.of_queue("q"), lot.take("a", 5)) == (0, 0, [])
 
