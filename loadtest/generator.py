@@ -5,6 +5,7 @@ bare `asyncio.Protocol`s on uvloop, because a client library would need more CPU
 """
 
 import asyncio
+import itertools
 import json
 import math
 import resource
@@ -23,15 +24,17 @@ CONNECT_S = 10.0
 GRACE_S = 30.0  # how long requests under way may take to finish when the time is up
 EMPTY_LIMIT = 20  # that many empty fetches in a row mean that the queue is drained
 SHOWN = 160  # bytes of an answer that was not 2xx
+NUMBER = b"NUMBER000000"
 PARK = b""  # what a flow gives as its next request when it has to wait for another connection
 FAILURE_LIMIT = 100  # a server that refuses everything need not be asked a million times
 
 
 @dataclass(frozen=True)
 class LoadSpec:
-    """What to send. Kind `repeat`: `body` to `path`; kind `work`: fetch `fetch` jobs of `queue`, acknowledge each.
+    """What to send. Kind `repeat`: `body` to `path`, each time with another number in the place of `NUMBER`.
 
-    `connections` are workers then, each with `ackers` further connections (0: it acknowledges over its own).
+    Kind `work`: fetch `fetch` jobs of `queue`, acknowledge each; `connections` are workers then, each with `ackers`
+    further connections (0: it acknowledges over its own).
     """
 
     kind: str
@@ -117,7 +120,9 @@ class Run:
 
 
 class Repeat:
-    """The same request again and again."""
+    """The same request again and again, or one that differs by its number."""
+
+    _numbers = itertools.count(10**11)  # as many digits as NUMBER
 
     def __init__(self, run: Run, _number: int) -> None:
         self._run = run
@@ -131,7 +136,11 @@ class Repeat:
 
     def next(self) -> bytes | None:
         """The next request; None ends the connection's part."""
-        return self._request if self._run.may_send() else None
+        if not self._run.may_send():
+            return None
+        if NUMBER in self._request:
+            return self._request.replace(NUMBER, b"%d" % next(self._numbers))
+        return self._request
 
     def answered(self, status: int, body: bytes, seconds: float) -> None:
         """Take an answer in."""

@@ -86,6 +86,9 @@ class Bench:
             self._warm_up(server, "/ojs/v1/jobs", plan.job("warm-up"))
             for connections in plan.CONNECTIONS:
                 self._single(server, f"enqueue-{connections}", "/ojs/v1/jobs", plan.job("bench"), connections)
+            for row in (plan.NUMBERED, plan.UNIQUE):
+                body = plan.numbered("numbered", unique=row == plan.UNIQUE)
+                self._single(server, row, "/ojs/v1/jobs", body, plan.CONNECTIONS[-1], generator="bundled")
 
     def _batch(self) -> None:
         path = "/ojs/v1/jobs/batch"

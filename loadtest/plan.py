@@ -41,6 +41,9 @@ JOB = (
 #: About what the server stores for `JOB`, so that the raw ceiling moves as many bytes as the batches do.
 RECORD_BYTES = 600
 
+#: The same job with and without a policy, each time with another argument, by the bundled generator.
+NUMBERED, UNIQUE = "enqueue-numbered", "enqueue-unique"
+
 WORKFLOWS = (10, 1000, 10_000)  # members of a group
 NEXT_STEP = "workflow-next"
 DUE_PER_S = 1000
@@ -56,6 +59,14 @@ def job(queue: str, priority: int = 0) -> bytes:
     body = JOB % queue
     if priority:
         body = body.replace('"options":{', f'"options":{{"priority":{priority},')
+    return body.encode()
+
+
+def numbered(queue: str, *, unique: bool) -> bytes:
+    """The body of an enqueue that is never the same twice."""
+    body = (JOB % queue).replace('"locale":"en"', '"locale":"NUMBER000000"')
+    if unique:
+        body = body.replace('"options":{', '"options":{"unique":{"keys":["type","args"]},')
     return body.encode()
 
 
@@ -102,6 +113,10 @@ def _rows() -> list[Row]:
     rows += [
         Row(f"enqueue-{c}", "enqueue", f"enqueue, {_plural(c, 'connection')}", "req/s", f"echo-{c}")
         for c in CONNECTIONS
+    ]
+    rows += [
+        Row(NUMBERED, "enqueue", "enqueue, 64 connections, bundled load", "req/s"),
+        Row(UNIQUE, "enqueue", "  the same, unique by its arguments", "req/s", NUMBERED),
     ]
     for fetch in FETCHES:
         rows += [
@@ -150,6 +165,7 @@ TARGETS = (
     Target("batch-100", "ratio", 0.6, "batches of 100, of the raw JetStream ceiling"),
     Target("fetch-10", "ratio", 0.35, "fetch 10 + acks, jobs per echo request"),
     Target("fetch-1-levels", "ratio", 0.8, "fetch 1 + ack with 10 priorities in use, of one"),
+    Target(UNIQUE, "ratio", 0.6, "unique enqueue, of a plain one"),
     Target("enqueue-8", "p99_ms", 10.0, "p99 of enqueue at 8 connections, ms", at_least=False),
     Target(STEADY, "p50_ms", 10.0, "scheduled jobs late, 1,000 due per s, p50, ms", at_least=False),
     Target(STEADY, "p99_ms", 50.0, "scheduled jobs late, 1,000 due per s, p99, ms", at_least=False),

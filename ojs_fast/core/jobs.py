@@ -191,7 +191,7 @@ class Jobs:
     async def _enqueue_unique(self, record: _core.Record, ticket: Ticket | None) -> tuple[str, bytes, bool]:
         """The same under a lock (ojs-unique-jobs): one round trip more."""
         wish = unique.wish_of(record)
-        self._serialized(record)
+        self._refuse_oversize(len(record.body))
         if not self._queues.knows(record.queue, record.priority):
             await self._open_levels([record])
         grants = await self._enter([record], ticket) if self._queues.rules else None

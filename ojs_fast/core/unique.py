@@ -2,11 +2,14 @@
 
 import hashlib
 import json
+import re
 import unicodedata
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
+import orjson
 import rfc8785
 
 from ojs_fast import _core
@@ -27,6 +30,7 @@ CONFLICTS = {
 _KNOWN = ("keys", "key", "args_keys", "meta_keys", "period", "states", "on_conflict")
 # From so many characters on a double may no longer tell integers apart, and neither would the fingerprint.
 _LONG = 16
+_DELICATE = re.compile(rb"[0-9]{16}|[:,\[\s]-?[0-9.]+[eE]")
 
 
 @dataclass(slots=True, frozen=True)
@@ -59,6 +63,24 @@ def drop(record: _core.Record) -> None:
 def wish_of(record: _core.Record) -> Wish:
     """Read the policy of a record that was just parsed. Raises InvalidRequest (section 2.2)."""
     at, text = (record.extra or {})[FEATURE]
+    policy = _policy(at, text)
+    return Wish(_fingerprint(record, policy, at), policy.states, policy.period_ms, policy.on_conflict)
+
+
+@dataclass(slots=True, frozen=True)
+class _Policy:
+    """A policy that was checked, as far as that can be done without its job."""
+
+    keys: frozenset[str]
+    args_keys: tuple[str, ...] | None
+    meta_keys: tuple[str, ...]
+    states: tuple[str, ...]
+    period_ms: int
+    on_conflict: str
+
+
+@lru_cache(maxsize=1024)  # producers write the same policy into every job
+def _policy(at: str, text: str) -> _Policy:
     policy = json.loads(text)
     for name in policy:
         if name not in _KNOWN:
@@ -71,8 +93,13 @@ def wish_of(record: _core.Record) -> Wish:
     on_conflict = policy.get("on_conflict") or "reject"
     if not isinstance(on_conflict, str) or on_conflict not in CONFLICTS:
         raise _invalid(f"{at}.on_conflict", on_conflict, f"one of {', '.join(CONFLICTS)}")
-    return Wish(
-        _fingerprint(record, keys, policy, at),
+    args_keys, meta_keys = _texts(policy, at, "args_keys"), _texts(policy, at, "meta_keys")
+    if "meta" in keys and not meta_keys:
+        raise _invalid(f"{at}.meta_keys", meta_keys, "the members of meta that count (required with meta in keys)")
+    return _Policy(
+        frozenset(keys),
+        None if args_keys is None else tuple(args_keys),
+        tuple(meta_keys or ()),
         tuple(states) if states is not None else DEFAULT_STATES,
         _period_ms(policy.get("period"), f"{at}.period"),
         CONFLICTS[on_conflict],
@@ -104,27 +131,23 @@ def _period_ms(value: Any, field: str) -> int:
     return period_ms
 
 
-def _fingerprint(record: _core.Record, keys: list[str], policy: Mapping[str, Any], at: str) -> str:
+def _fingerprint(record: _core.Record, policy: _Policy, at: str) -> str:
     """SHA-256 over the canonical JSON of the chosen dimensions (section 4), in hexadecimal digits."""
-    text = b"{" + record.body[1:] + b"}"
+    keys = policy.keys
     body: dict[str, Any] = {}
     if "args" in keys or "meta" in keys:
-        body = json.loads(text, parse_int=_integer, parse_float=_number)
+        body = _decoded(b"{" + record.body[1:] + b"}")
     chosen: dict[str, Any] = {"type": record.type}
     if "queue" in keys:
         chosen["queue"] = record.queue
-    args_keys = _texts(policy, at, "args_keys")
     if "args" in keys:
-        chosen["args"] = body["args"] if args_keys is None else _picked_args(body["args"], args_keys, at)
-    meta_keys = _texts(policy, at, "meta_keys")
+        chosen["args"] = body["args"] if policy.args_keys is None else _picked_args(body["args"], policy.args_keys, at)
     if "meta" in keys:
-        if not meta_keys:
-            raise _invalid(f"{at}.meta_keys", meta_keys, "the members of meta that count (required with meta in keys)")
-        chosen["meta"] = {name: body["meta"][name] for name in meta_keys if name in body["meta"]}
-    return hashlib.sha256(rfc8785.dumps(_normalised(chosen))).hexdigest()
+        chosen["meta"] = {name: body["meta"][name] for name in policy.meta_keys if name in body["meta"]}
+    return hashlib.sha256(canonical(chosen)).hexdigest()
 
 
-def _picked_args(args: list[Any], names: list[str], at: str) -> Any:
+def _picked_args(args: list[Any], names: tuple[str, ...], at: str) -> Any:
     # Named arguments are one object in the array of arguments (CONTRACT section 7).
     members = args[0] if len(args) == 1 and isinstance(args[0], dict) else None
     for number, name in enumerate(names):
@@ -133,14 +156,35 @@ def _picked_args(args: list[Any], names: list[str], at: str) -> Any:
     return {name: (members or {})[name] for name in names}
 
 
-def _normalised(value: Any) -> Any:
-    """Strings in NFC, as section 4.2 asks."""
-    if isinstance(value, str):
-        return unicodedata.normalize("NFC", value)
-    if isinstance(value, list):
-        return [_normalised(one) for one in value]
-    if isinstance(value, dict):
-        return {unicodedata.normalize("NFC", name): _normalised(one) for name, one in value.items()}
+def _decoded(text: bytes) -> dict[str, Any]:
+    # Where no number is in danger, as nearly everywhere, the quick decoder gives the same.
+    if _DELICATE.search(text) is None:
+        quick: dict[str, Any] = orjson.loads(text)
+        return quick
+    exact: dict[str, Any] = json.loads(text, parse_int=_integer, parse_float=_number)
+    return exact
+
+
+def canonical(value: Any) -> bytes:
+    """RFC 8785 with strings in NFC. Raises ValueError for what has no UTF-8."""
+    notes: set[str] = set()
+    normalised = _normalised(value, notes)
+    # orjson writes the same, and much faster, but for floats and the order of names that are not ASCII.
+    return rfc8785.dumps(normalised) if notes else orjson.dumps(normalised, option=orjson.OPT_SORT_KEYS)
+
+
+def _normalised(value: Any, notes: set[str]) -> Any:
+    kind = type(value)
+    if kind is str:
+        return value if value.isascii() else unicodedata.normalize("NFC", value)
+    if kind is list:
+        return [_normalised(one, notes) for one in value]
+    if kind is dict:
+        if not all(map(str.isascii, value)):
+            notes.add("names")
+        return {_normalised(name, notes): _normalised(one, notes) for name, one in value.items()}
+    if kind is float:
+        notes.add("floats")
     return value
 
 

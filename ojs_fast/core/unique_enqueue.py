@@ -100,7 +100,7 @@ class UniqueEnqueuer:
 
         Raises Duplicate, KeyTaken (the id belongs to another job), BackendUnavailable, Unavailable.
         """
-        async with self._locks.line([wish.fingerprint]):
+        async with self._locks.lane(wish.fingerprint):
             place = 0  # of a deletion marker where the record is to go
             for _ in range(ATTEMPTS):
                 holder = await self._locks.take(wish, record)

@@ -58,16 +58,20 @@ class UniqueLocks:
         self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         propagator.on_extra(FEATURE, self._follow)
 
+    def lane(self, fingerprint: str) -> asyncio.Lock:
+        """What the requests of this node that are about one fingerprint stand in line for."""
+        lock = self._lines.get(fingerprint)
+        if lock is None:
+            lock = self._lines[fingerprint] = asyncio.Lock()
+        return lock
+
     @asynccontextmanager
     async def line(self, fingerprints: Iterable[str]) -> AsyncIterator[None]:
         """Wait until no other request of this node is about these fingerprints."""
         async with AsyncExitStack() as stack:
             # In order, so that two requests about the same several never wait for each other.
             for fingerprint in sorted(set(fingerprints)):
-                lock = self._lines.get(fingerprint)
-                if lock is None:
-                    lock = self._lines[fingerprint] = asyncio.Lock()
-                await stack.enter_async_context(lock)
+                await stack.enter_async_context(self.lane(fingerprint))
             yield
 
     async def take(self, wish: Wish, record: _core.Record) -> Holder | None:
@@ -75,6 +79,8 @@ class UniqueLocks:
 
         Puts what gives it back into `record.extra`. Raises Unavailable, BackendUnavailable.
         """
+        if await self._write(wish, record, 0):  # most are the only ones, so nothing is read first
+            return None
         for _ in range(ATTEMPTS):
             value, revision = await self._bucket.last(wish.fingerprint)
             if value is not None:
@@ -99,7 +105,9 @@ class UniqueLocks:
             await self._write(wish, holder.record, revision)
 
     async def _write(self, wish: Wish, record: _core.Record, revision: int, replaces: str = "") -> bool:
-        value = {"job_id": record.id, "at_ms": self._clock(), **({REPLACES: replaces} if replaces else {})}
+        value = {"job_id": record.id, "at_ms": self._clock()}
+        if replaces:
+            value[REPLACES] = replaces
         ttl_s = -(-wish.period_ms // 1000) if wish.period_ms else 0
         try:
             revision = await self._bucket.put(wish.fingerprint, value, revision, ttl_s)

@@ -40,6 +40,8 @@ class Bucket:
         self.name = name
 
     def _headers(self, revision: int | None, ttl_s: int) -> bytes:
+        if revision == 0:
+            return ONLY_NEW_FOR % ttl_s if ttl_s else ONLY_NEW
         fields: dict[str, str | int] = {}
         if revision is not None:
             fields["Nats-Expected-Last-Subject-Sequence"] = revision
@@ -52,7 +54,8 @@ class Bucket:
 
         Raises RevisionConflict or Unavailable.
         """
-        await self._connection.ready()
+        if not self._connection.is_up:
+            await self._connection.ready()
         sequence, code, description = await self._connection.write(
             names.bucket_subject(self.name, key), orjson.dumps(value), self._headers(revision, ttl_s)
         )

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import hashlib
 import json
+import unicodedata
 from typing import Any
 
 import pytest
+import rfc8785
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -119,6 +121,46 @@ def test_a_bad_policy_is_refused_by_name(policy: dict[str, Any], field: str) -> 
         unique.wish_of(parsed(policy, args=[{"user": 1}]))
     assert refused.value.details is not None
     assert refused.value.details["field"] == field
+
+
+TEXTS = st.text(st.characters(codec="utf-8"), max_size=6)
+VALUES = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**15), 10**15)
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | TEXTS,
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(TEXTS, inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(VALUES)
+def test_canonical_json_is_that_of_rfc_8785(value: Any) -> None:
+    """Whichever library writes it."""
+
+    def nfc(one: Any) -> Any:
+        if isinstance(one, str):
+            return unicodedata.normalize("NFC", one)
+        if isinstance(one, dict):
+            return {nfc(name): nfc(member) for name, member in one.items()}
+        return [nfc(member) for member in one] if isinstance(one, list) else one
+
+    assert unique.canonical(value) == rfc8785.dumps(nfc(value))
+
+
+@given(VALUES)
+def test_both_decoders_tell_the_same_apart(value: Any) -> None:
+    """A number that the quick decoder must not touch makes no other value look different."""
+    args = json.dumps([value]).encode()
+    quick, exact = (
+        unique.wish_of(_core.parse_enqueue(body, NOW, lambda _: JOB_ID)).fingerprint
+        for body in (
+            b'{"type":"a.b","args":%s,"options":{"unique":{"keys":["args"]}}}' % args,
+            b'{"type":"a.b","args":%s,"options":{"unique":{"keys":["args"]}},"meta":{"x":1e5}}' % args,
+        )
+    )
+    assert quick == exact
 
 
 @given(
