@@ -22,6 +22,7 @@ from types import FrameType
 from typing import Any, NoReturn
 
 from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server
 
@@ -35,6 +36,7 @@ log = logging.getLogger("ojs_fast")
 
 TARGET = "ojs_fast.app:create_app"
 BACKLOG = 1024
+HEADER_TIMEOUT_MS = 10_000  # a client that takes longer for its headers is dropped
 BACKPRESSURE = 16_384  # requests under way per worker; event streams count as long as they are open
 NATS_STOP_S = 20.0
 
@@ -146,6 +148,7 @@ def _serve(settings: Settings, address: str, target: str, logging_config: dict[s
         workers=settings.workers,
         loop=Loops.uvloop,
         websockets=False,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_MS),
         ssl_cert=Path(settings.tls_cert) if settings.tls_cert else None,
         ssl_key=Path(settings.tls_key) if settings.tls_key else None,
         backlog=BACKLOG,
