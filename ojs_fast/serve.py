@@ -10,6 +10,7 @@ import logging
 import math
 import multiprocessing
 import os
+import resource
 import secrets
 import signal
 import socket
@@ -39,6 +40,8 @@ BACKLOG = 1024
 HEADER_TIMEOUT_MS = 10_000  # a client that takes longer for its headers is dropped
 BACKPRESSURE = 16_384  # requests under way per worker; event streams count as long as they are open
 NATS_STOP_S = 20.0
+WANTED_FILES = 65_536  # one per connection
+ENOUGH_FILES = 8_192
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -66,6 +69,7 @@ def run(settings: Settings, *, target: str = TARGET) -> int:
     nats: EmbeddedNats | None = None
     try:
         _check_files(settings)
+        _raise_open_files()
         address = _free_address(settings)
         if settings.is_embedded:
             nats = EmbeddedNats(settings.data_dir, durability=settings.durability)
@@ -117,6 +121,18 @@ def _free_address(settings: Settings) -> str:
             "stop what uses it, or set OJS_PORT and OJS_HOST to others"
         ) from error
     return str(place[0])
+
+
+def _raise_open_files() -> None:
+    """Allow as many open connections as the system lets us; workers inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < ENOUGH_FILES:
+        log.warning(
+            "only %d files can be open, so at most as many connections; raise the hard limit (ulimit -Hn)", wanted
+        )
 
 
 def _check_files(settings: Settings) -> None:
