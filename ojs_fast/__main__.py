@@ -1,4 +1,4 @@
-"""The command `ojs-fast`: `serve` and `check`.
+"""The command `ojs-fast`: `serve`, `check` and `keys`.
 
 Owns the command line. Must not know how anything is served.
 """
@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import os
 import sys
+from pathlib import Path
 
 import click
 
 from ojs_fast import __version__
+from ojs_fast.api.keys import SCOPES, KeysFileError, Scope, create_key, read_keys, revoke_key, scope_names
 from ojs_fast.config import Settings, SettingsError
 
 EXIT_BAD_SETTINGS = 2
@@ -44,6 +46,53 @@ def check() -> None:
     widths = [max(len(row[column]) for row in rows) for column in range(3)]
     for row in rows:
         click.echo("  ".join([*(cell.ljust(width) for cell, width in zip(row, widths, strict=False)), row[3]]))
+
+
+_FILE = click.option(
+    "--file", "path", envvar="OJS_API_KEYS_FILE", required=True, type=click.Path(path_type=Path), help="The keys file."
+)
+
+
+@main.group()
+def keys() -> None:
+    """Make, list and revoke API keys in the file OJS_API_KEYS_FILE; running servers notice within a second."""
+
+
+@keys.command("create")
+@_FILE
+@click.option("--name", required=True, help="Who uses the key.")
+@click.option("--scope", "scopes", required=True, multiple=True, type=click.Choice(list(SCOPES)), help="Repeatable.")
+def create(path: Path, name: str, scopes: tuple[str, ...]) -> None:
+    """Print a new key, once: only its hash is stored."""
+    granted = Scope(0)
+    for scope in scopes:
+        granted |= SCOPES[scope]
+    try:
+        click.echo(create_key(path, name, granted))
+    except KeysFileError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@keys.command("list")
+@_FILE
+def list_keys(path: Path) -> None:
+    """Print the names and scopes of all keys."""
+    try:
+        for key in read_keys(path):
+            click.echo(f"{key.name}  {','.join(scope_names(key.scopes))}")
+    except KeysFileError as error:
+        raise click.ClickException(str(error)) from error
+
+
+@keys.command("revoke")
+@_FILE
+@click.option("--name", required=True, help="The key's name.")
+def revoke(path: Path, name: str) -> None:
+    """Remove a key."""
+    try:
+        revoke_key(path, name)
+    except KeysFileError as error:
+        raise click.ClickException(str(error)) from error
 
 
 def read_settings() -> Settings:

@@ -34,11 +34,13 @@ from ojs_fast.api.http import (
     until_gone,
 )
 from ojs_fast.api.jobs import JobHandlers
+from ojs_fast.api.keys import Scope
 from ojs_fast.api.live import LiveHandlers
 from ojs_fast.api.metrics import MetricsHandlers
 from ojs_fast.api.queues import QueueHandlers
 from ojs_fast.api.rate_limits import RateLimitHandlers
 from ojs_fast.api.routes import Handler, Route, routes
+from ojs_fast.api.scopes import scope_of
 from ojs_fast.api.system import SystemHandlers
 from ojs_fast.api.workers import WorkerHandlers
 from ojs_fast.api.workflows import WorkflowHandlers
@@ -63,12 +65,12 @@ class OjsApplication(Application):
         self._node = node
         self._gate = gate
         self._servers = servers
-        self._lane = {(r.method, r.path): r for r in table if "{" not in r.path}
+        self._lane = {(r.method, r.path): (r.handler, _scope(r)) for r in table if "{" not in r.path}
         methods: dict[str, list[str]] = {}
         for route in table:
             methods.setdefault(route.path, []).append(route.method)
             if "{" in route.path:
-                self.router.add(route.method, route.path, self._routed(route.handler, is_open=route.is_open))
+                self.router.add(route.method, route.path, self._routed(route.handler, _scope(route)))
         self._methods = methods
         self.router.fallback = self._not_found
         self.on_start += self._open
@@ -105,28 +107,30 @@ class OjsApplication(Application):
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Any) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "http":
-            route = self._lane.get((scope["method"], scope["path"]))
-            if route is not None:
-                await self._direct(route, scope, receive, send)
+            found = self._lane.get((scope["method"], scope["path"]))
+            if found is not None:
+                await self._direct(*found, scope, receive, send)
                 return
             scope["ojs.receive"] = receive
         await super().__call__(scope, receive, send)  # type: ignore[no-untyped-call]  # BlackSheep's has no types
 
-    async def _direct(self, route: Route, scope: dict[str, Any], receive: Receive, send: Any) -> None:
+    async def _direct(
+        self, handler: Handler, needed: Scope | None, scope: dict[str, Any], receive: Receive, send: Any
+    ) -> None:
         request = Request(scope, receive)
-        reply = await self._gate.run(route.handler, request, is_open=route.is_open)
+        reply = await self._gate.run(handler, request, needed)
         await send({"type": "http.response.start", "status": reply.status, "headers": reply_headers(request, reply)})
         if reply.stream is not None:
             await _send_stream(request, reply.stream, send)
             return
         await send({"type": "http.response.body", "body": reply.body})
 
-    def _routed(self, handler: Handler, *, is_open: bool = False) -> Any:
+    def _routed(self, handler: Handler, needed: Scope | None) -> Any:
         async def run(web_request: WebRequest) -> Response:
             params = {name: str(value) for name, value in (web_request.route_values or {}).items()}
             scope: Any = web_request.scope
             request = Request(scope, scope["ojs.receive"], params)
-            reply = await self._gate.run(handler, request, is_open=is_open)
+            reply = await self._gate.run(handler, request, needed)
             if reply.stream is not None:
                 return _streamed(request, reply, reply.stream)
             return _response(request, reply)
@@ -147,6 +151,10 @@ class OjsApplication(Application):
             hint="GET /ojs/manifest lists what this server offers.",
         )
         return _response(request, error_reply(missing, request))
+
+
+def _scope(route: Route) -> Scope | None:
+    return None if route.is_open else scope_of(route.method, route.path)
 
 
 def _response(request: Request, reply: Reply) -> Response:

@@ -178,8 +178,17 @@ TABLE: tuple[Setting, ...] = (
         "key that clients send as `Authorization: Bearer`; unset turns authentication off", _mask_secret,
     ),
     Setting(
+        "OJS_API_KEYS_FILE", "api_keys_file", _text, "", "a file made by `ojs-fast keys create`",
+        "named keys with scopes, read again when it changes",
+    ),
+    Setting(
+        "OJS_TLS_CERT", "tls_cert", _text, "", "a PEM file, together with OJS_TLS_KEY",
+        "certificate chain; set, the server speaks HTTPS only",
+    ),
+    Setting("OJS_TLS_KEY", "tls_key", _text, "", "a PEM file (PKCS#8)", "private key of OJS_TLS_CERT"),
+    Setting(
         "OJS_ALLOW_INSECURE_NO_AUTH", "allow_insecure_no_auth", _bool, "false", "true or false",
-        "listen on more than loopback without OJS_API_KEY",
+        "listen on more than loopback without API keys",
     ),
     Setting("OJS_DATA_DIR", "data_dir", _path, "./data", "a directory", "where the embedded NATS keeps everything"),
     Setting(
@@ -265,6 +274,9 @@ class Settings:
     host: str
     port: int
     api_key: str = field(repr=False)
+    api_keys_file: str
+    tls_cert: str
+    tls_key: str
     allow_insecure_no_auth: bool
     data_dir: Path
     durability: str
@@ -347,13 +359,16 @@ def _conflicts(values: Mapping[str, Any]) -> list[str]:
     """Return a sentence for each combination that cannot work; values that did not parse are absent."""
     problems = []
     host = values.get("host")
-    has_guard = values.get("api_key", True) or values.get("allow_insecure_no_auth", True)
+    has_guard = values.get("api_key", True) or values.get("api_keys_file") or values.get("allow_insecure_no_auth", True)
     if host is not None and not has_guard and not is_loopback(host):
         problems.append(
             f"OJS_HOST: {host!r} is not allowed without OJS_API_KEY, since anybody who reaches it could run jobs; "
-            "allowed: set OJS_API_KEY, or a loopback address such as 127.0.0.1, "
+            "allowed: set OJS_API_KEY or OJS_API_KEYS_FILE, or a loopback address such as 127.0.0.1, "
             "or OJS_ALLOW_INSECURE_NO_AUTH=true where the network itself keeps strangers out"
         )
+    if bool(values.get("tls_cert")) != bool(values.get("tls_key")):
+        given, missing = ("OJS_TLS_CERT", "OJS_TLS_KEY") if values.get("tls_cert") else ("OJS_TLS_KEY", "OJS_TLS_CERT")
+        problems.append(f"{given}: it is not allowed without {missing}; allowed: both, or neither for plain HTTP")
     if values.get("nats_replicas", 1) != 1 and values.get("nats_url") == "":
         problems.append(
             f"OJS_NATS_REPLICAS: '{values['nats_replicas']}' is not allowed with the embedded NATS, which is one "

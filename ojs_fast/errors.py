@@ -83,6 +83,12 @@ class Unauthorized(OJSError):
     code = "unauthorized"
 
 
+class Forbidden(OJSError):
+    """The API key is known but lacks the scope that the endpoint needs."""
+
+    code = "forbidden"
+
+
 class Unsupported(OJSError):
     """The client asks for a version or feature that this server does not have."""
 

@@ -10,20 +10,25 @@ import logging
 import math
 import multiprocessing
 import os
+import resource
 import secrets
 import signal
 import socket
+import ssl
 import threading
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
 from granian.constants import HTTPModes, Interfaces, Loops
+from granian.http import HTTP1Settings
 from granian.log import LogLevels
 from granian.server import Server
 
 from ojs_fast import __version__, logs
+from ojs_fast.api.keys import KeysFileError, read_keys
 from ojs_fast.config import INTERNAL_BOOT_ID, INTERNAL_NATS_URL, Settings
 from ojs_fast.storage.probe import NatsStartError, check_external
 from ojs_fast.storage.server import EmbeddedNats, die_with_parent
@@ -32,8 +37,11 @@ log = logging.getLogger("ojs_fast")
 
 TARGET = "ojs_fast.app:create_app"
 BACKLOG = 1024
+HEADER_TIMEOUT_MS = 10_000  # a client that takes longer for its headers is dropped
 BACKPRESSURE = 16_384  # requests under way per worker; event streams count as long as they are open
 NATS_STOP_S = 20.0
+WANTED_FILES = 65_536  # one per connection
+ENOUGH_FILES = 8_192
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -60,6 +68,8 @@ def run(settings: Settings, *, target: str = TARGET) -> int:
         signal.signal(signum, _request_stop)
     nats: EmbeddedNats | None = None
     try:
+        _check_files(settings)
+        _raise_open_files()
         address = _free_address(settings)
         if settings.is_embedded:
             nats = EmbeddedNats(settings.data_dir, durability=settings.durability)
@@ -113,6 +123,34 @@ def _free_address(settings: Settings) -> str:
     return str(place[0])
 
 
+def _raise_open_files() -> None:
+    """Allow as many open connections as the system lets us; workers inherit it."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = WANTED_FILES if hard == resource.RLIM_INFINITY else min(WANTED_FILES, hard)
+    if soft != resource.RLIM_INFINITY and soft < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, hard))
+    if wanted < ENOUGH_FILES:
+        log.warning(
+            "only %d files can be open, so at most as many connections; raise the hard limit (ulimit -Hn)", wanted
+        )
+
+
+def _check_files(settings: Settings) -> None:
+    """Look at keys and certificate before anything starts. Raises StartError."""
+    try:
+        if settings.api_keys_file:
+            read_keys(Path(settings.api_keys_file))
+        if settings.tls_cert:
+            ssl.create_default_context(ssl.Purpose.CLIENT_AUTH).load_cert_chain(settings.tls_cert, settings.tls_key)
+    except KeysFileError as error:
+        raise StartError(f"{error} (OJS_API_KEYS_FILE)") from error
+    except OSError as error:  # ssl.SSLError is one
+        raise StartError(
+            f"OJS_TLS_CERT {settings.tls_cert} and OJS_TLS_KEY {settings.tls_key} cannot be used together "
+            f"({error.strerror or error}); expected a certificate chain and its unencrypted key, both PEM"
+        ) from error
+
+
 def _serve(settings: Settings, address: str, target: str, logging_config: dict[str, Any]) -> None:
     # Forking a process with threads (the supervisor of nats-server) is unsafe, and a forked worker would hold the lock
     # of the data directory and the main process' signal handlers.
@@ -126,6 +164,9 @@ def _serve(settings: Settings, address: str, target: str, logging_config: dict[s
         workers=settings.workers,
         loop=Loops.uvloop,
         websockets=False,
+        http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_MS),
+        ssl_cert=Path(settings.tls_cert) if settings.tls_cert else None,
+        ssl_key=Path(settings.tls_key) if settings.tls_key else None,
         backlog=BACKLOG,
         backpressure=BACKPRESSURE,
         log_level=LogLevels.warning,
@@ -171,10 +212,10 @@ def _announce(settings: Settings) -> None:
     """Say where the server is, where the data lies and how safe they are."""
     host = f"[{settings.host}]" if ":" in settings.host else settings.host
     facts = {
-        "url": f"http://{host}:{settings.port}/ojs/v1",
+        "url": f"{'https' if settings.tls_cert else 'http'}://{host}:{settings.port}/ojs/v1",
         "data": str(settings.data_dir.absolute()) if settings.is_embedded else "in NATS_URL",
         "durability": _durability(settings),
-        "auth": "bearer key" if settings.api_key else "off",
+        "auth": "bearer key" if settings.api_key or settings.api_keys_file else "off",
         "workers": settings.workers,
     }
     log.info("ojs-fast %s serves", __version__, extra=facts)

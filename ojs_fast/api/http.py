@@ -4,22 +4,24 @@ Owns headers, body reading and limits, authentication, the error body; must not 
 """
 
 import asyncio
-import hmac
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qsl
 
 import orjson
 
 from ojs_fast import _core
+from ojs_fast.api.keys import KeyRing, Scope, scope_names
 from ojs_fast.config import Settings
 from ojs_fast.core.clock import now_ms
 from ojs_fast.errors import (
     BackendUnavailable,
     Conflict,
     Duplicate,
+    Forbidden,
     InvalidRequest,
     JobTypeNotAllowed,
     MethodNotAllowed,
@@ -56,6 +58,7 @@ _STATUS: dict[type[OJSError], int] = {
     QueueFull: 429,
     JobTypeNotAllowed: 422,
     Unauthorized: 401,
+    Forbidden: 403,
     Unsupported: 422,
     ValidationFailed: 422,
     BackendUnavailable: 503,
@@ -251,19 +254,18 @@ class Gate:
     """What every request passes: version, authentication, body, errors."""
 
     def __init__(self, settings: Settings) -> None:
-        self._api_key = settings.api_key.encode() if settings.api_key else b""
+        path = Path(settings.api_keys_file) if settings.api_keys_file else None
+        self._keys = KeyRing(settings.api_key, path) if settings.api_key or path else None
         self._max_body_bytes = settings.max_body_bytes
 
-    async def run(
-        self, handler: Callable[[Request], Awaitable[Reply]], request: Request, *, is_open: bool = False
-    ) -> Reply:
-        """Run a handler; every exception becomes an OJS error body."""
+    async def run(self, handler: Callable[[Request], Awaitable[Reply]], request: Request, scope: Scope | None) -> Reply:
+        """Run a handler, open to all if `scope` is None; every exception becomes an OJS error body."""
         try:
             version = request.headers.get(b"ojs-version")
             if version is not None and version != VERSION:
                 raise _unsupported_version(version)  # noqa: TRY301 - this is where errors become answers
-            if self._api_key and not is_open:
-                self._authenticate(request)
+            if self._keys is not None and scope is not None:
+                _authenticate(self._keys, request, scope)
             await request.read(self._max_body_bytes)
             if request.body:
                 check_content_type(request)
@@ -285,12 +287,19 @@ class Gate:
             log.exception("unexpected error", extra={"request_id": request.request_id.decode()})
             return error_reply(OJSError("Unexpected server error."), request)
 
-    def _authenticate(self, request: Request) -> None:
-        scheme, _, key = request.headers.get(b"authorization", b"").partition(b" ")
-        if scheme.lower() != b"bearer" or not hmac.compare_digest(key.strip(), self._api_key):
-            raise Unauthorized(
-                "The API key is missing or wrong.", hint="Send the header 'Authorization: Bearer <OJS_API_KEY>'."
-            )
+
+def _authenticate(keys: KeyRing, request: Request, needed: Scope) -> None:
+    scheme, _, key = request.headers.get(b"authorization", b"").partition(b" ")
+    granted = keys.scopes_of(key.strip()) if scheme.lower() == b"bearer" else None
+    if granted is None:
+        raise Unauthorized("The API key is missing or wrong.", hint="Send the header 'Authorization: Bearer <key>'.")
+    if not granted & needed:
+        scope = scope_names(needed)[0]
+        raise Forbidden(
+            f"The API key lacks the scope '{scope}'; it has {', '.join(scope_names(granted))}.",
+            details={"required_scope": scope, "scopes": scope_names(granted)},
+            hint="Use a key with this scope; 'ojs-fast keys create' makes one.",
+        )
 
 
 def _unsupported_version(version: bytes) -> Unsupported:
