@@ -26,7 +26,7 @@ from ojs_fast.core.idempotency import IdempotentRequests
 from ojs_fast.core.inheritance import Inheritance
 from ojs_fast.core.janitor import Janitor
 from ojs_fast.core.job_search import JobSearch
-from ojs_fast.core.jobs import Jobs, Retention
+from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.levels import LEARN, Levels
 from ojs_fast.core.limit_admin import LimitAdmin
 from ojs_fast.core.limit_refusals import RefusedJobs
@@ -41,6 +41,7 @@ from ojs_fast.core.queue_admin import QueueAdmin
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.reconciler import Reconciler
 from ojs_fast.core.reset import RESET, Resetter
+from ojs_fast.core.retention import Retention
 from ojs_fast.core.settle import Settler
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stats import ASK, ASK_METRICS, Stats

@@ -12,7 +12,8 @@ from ojs_fast.core.admission import Ticket
 from ojs_fast.core.bulk import CANCELLABLE, RETRIABLE, Bulk, Item, Outcome, reason
 from ojs_fast.core.idempotency import Answer, DerivedIds, IdempotentRequests, enqueue_batch_once
 from ojs_fast.core.job_search import JobFilter
-from ojs_fast.core.jobs import MAX_BATCH, Jobs, refused
+from ojs_fast.core.jobs import MAX_BATCH, Jobs
+from ojs_fast.core.refusals import refused
 from ojs_fast.errors import BackendUnavailable, OJSError, Unsupported, invalid_field
 
 DONE = {"cancel": "cancelled", "retry": "retried", "delete": "deleted", "get": "found"}

@@ -17,6 +17,7 @@ from ojs_fast import _core
 from ojs_fast.api.keys import KeyRing, Scope, scope_names
 from ojs_fast.config import Settings
 from ojs_fast.core.clock import now_ms
+from ojs_fast.core.refusals import decode_field, refused
 from ojs_fast.errors import (
     BackendUnavailable,
     Conflict,
@@ -208,8 +209,6 @@ class Request:
 
     def json(self) -> dict[str, Any]:
         """The body as an object, for requests without user JSON. Raises OJSError."""
-        from ojs_fast.core.jobs import decode_field, refused
-
         try:
             members = _core.scan_json_object(self.body)
         except (ValueError, TypeError) as error:

@@ -6,9 +6,10 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.api.http import Reply, Request
-from ojs_fast.core.jobs import Jobs, refused
+from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.live import ALL, LiveEvent, LiveEvents, state_now
 from ojs_fast.core.queue_admin import QueueAdmin
+from ojs_fast.core.refusals import refused
 from ojs_fast.errors import InvalidRequest
 
 EVENT_STREAM = b"text/event-stream"

@@ -8,11 +8,11 @@ from typing import Any
 
 from ojs_fast import _core
 from ojs_fast.api.http import Reply, Request, json_reply
-from ojs_fast.core.jobs import refused
 from ojs_fast.core.queue_admin import PURGEABLE, Purge, QueueAdmin
 from ojs_fast.core.queues import Queue, Queues
+from ojs_fast.core.refusals import refused
 from ojs_fast.core.stats import Snapshot, Stats
-from ojs_fast.errors import InvalidRequest, Unsupported
+from ojs_fast.errors import Unsupported, invalid_field
 
 DEFAULT_PURGE = ("available", "scheduled", "retryable")
 
@@ -86,7 +86,7 @@ class QueueHandlers:
         _only(body, ("name", "config"))
         name = body.get("name")
         if not isinstance(name, str):
-            raise _invalid("name", name, "the name of the queue (required)")
+            raise invalid_field("name", name, "the name of the queue (required)")
         about = _about(await self._admin.create(_checked(name), body.get("config")))
         return json_reply({**about, "queue": about}, 201)
 
@@ -111,7 +111,7 @@ class QueueHandlers:
                 hint=f"POST /ojs/v1/queues/{name}/purge empties a queue.",
             )
         if strategy != "reject":
-            raise _invalid("strategy", strategy, '"reject"')
+            raise invalid_field("strategy", strategy, '"reject"')
         await self._admin.delete(name)
         return json_reply({"queue": name, "name": name, "state": "deleted", "deleted": True, "jobs_affected": 0})
 
@@ -121,15 +121,15 @@ class QueueHandlers:
         body = request.json() if request.body else {}
         _only(body, ("states", "older_than", "confirm"))
         if body.get("confirm") is not True:
-            raise _invalid("confirm", body.get("confirm"), "true: a purge cannot be undone")
+            raise invalid_field("confirm", body.get("confirm"), "true: a purge cannot be undone")
         states = body.get("states")
         if states is None:
             states = list(DEFAULT_PURGE)
         if not isinstance(states, list) or not states or not all(isinstance(one, str) for one in states):
-            raise _invalid("states", states, f"an array of {', '.join(PURGEABLE)}")
+            raise invalid_field("states", states, f"an array of {', '.join(PURGEABLE)}")
         for number, state in enumerate(states):
             if state not in PURGEABLE:
-                raise _invalid(f"states[{number}]", state, f"one of {', '.join(PURGEABLE)}")
+                raise invalid_field(f"states[{number}]", state, f"one of {', '.join(PURGEABLE)}")
         what = Purge(frozenset(states), _moment(body.get("older_than")))
         purged = await self._admin.purge(name, what)
         return json_reply({"queue": name, "purged_count": purged, "states": states})
@@ -163,18 +163,10 @@ def _config(queue: Queue) -> Reply:
     return json_reply({**_about(queue), "queue": queue.name, "configuration": queue.config})
 
 
-def _invalid(field: str, value: object, expected: str) -> InvalidRequest:
-    shown = "missing" if value is None else repr(value)[:80]
-    return InvalidRequest(
-        f"Field '{field}' is {shown}; expected {expected}.",
-        details={"field": field, "received": shown, "expected": expected},
-    )
-
-
 def _only(body: dict[str, Any], known: Iterable[str]) -> None:
     for field, value in body.items():
         if field not in known:
-            raise _invalid(field[:80], value, f"only {', '.join(known)}")
+            raise invalid_field(field[:80], value, f"only {', '.join(known)}")
 
 
 def _moment(value: object) -> int:
@@ -185,7 +177,7 @@ def _moment(value: object) -> int:
             raise ValueError  # noqa: TRY301, TRY004 - joins the parser's own errors
         return max(1, _core.parse_rfc3339_ms(value))
     except ValueError:
-        raise _invalid("older_than", value, 'an RFC 3339 time with a zone ("2026-02-12T10:30:00Z")') from None
+        raise invalid_field("older_than", value, 'an RFC 3339 time with a zone ("2026-02-12T10:30:00Z")') from None
 
 
 def _checked(name: str) -> str:

@@ -6,8 +6,8 @@ from typing import Any
 from ojs_fast import _core
 from ojs_fast.api.http import RawHeaders, Reply, Request, json_reply
 from ojs_fast.core.clock import now_ms
-from ojs_fast.core.jobs import refused
 from ojs_fast.core.limit_admin import LimitAdmin
+from ojs_fast.core.refusals import refused
 
 MAX_PER_PAGE = 100
 

@@ -7,11 +7,11 @@ import orjson
 from ojs_fast import _core
 from ojs_fast.api.http import Reply, Request, json_reply
 from ojs_fast.core.fetch import Fetcher
-from ojs_fast.core.jobs import decode_field, refused
+from ojs_fast.core.refusals import decode_field, refused
 from ojs_fast.core.retry import Failure, parse_failure
 from ojs_fast.core.settle import Settler
 from ojs_fast.core.workers import Workers
-from ojs_fast.errors import InvalidRequest
+from ojs_fast.errors import invalid_field
 
 MAX_COUNT = 1000
 MAX_QUEUES = 256
@@ -30,20 +30,12 @@ _ABOUT: dict[str, tuple[tuple[type, ...], str]] = {
 }
 
 
-def _invalid(field: str, received: object, expected: str) -> InvalidRequest:
-    shown = "missing" if received is None else repr(received)[:80]
-    return InvalidRequest(
-        f"Field '{field}' is {shown}; expected {expected}.",
-        details={"field": field, "received": shown, "expected": expected},
-    )
-
-
 def _integer(body: dict[str, Any], field: str, default: int, low: int, high: int) -> int:
     value = body.get(field)
     if value is None:
         return default
     if type(value) is not int or not low <= value <= high:
-        raise _invalid(field, value, f"an integer from {low} to {high}")
+        raise invalid_field(field, value, f"an integer from {low} to {high}")
     return value
 
 
@@ -52,13 +44,13 @@ def _worker_id(body: dict[str, Any], *, required: bool = False) -> str:
     if value is None and not required:
         return ""
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_WORKER_ID:
-        raise _invalid("worker_id", value, f"a string of 1 to {MAX_WORKER_ID} characters")
+        raise invalid_field("worker_id", value, f"a string of 1 to {MAX_WORKER_ID} characters")
     return value
 
 
 def _ids(values: object, field: str) -> list[str]:
     if not isinstance(values, list) or not all(isinstance(v, str) for v in values) or len(values) > MAX_BEAT_JOBS:
-        raise _invalid(field, values, f"an array of at most {MAX_BEAT_JOBS} job ids")
+        raise invalid_field(field, values, f"an array of at most {MAX_BEAT_JOBS} job ids")
     return values
 
 
@@ -68,7 +60,7 @@ def _about(body: dict[str, Any]) -> dict[str, Any]:
     for name, value in about.items():
         kinds, expected = _ABOUT[name]
         if type(value) not in kinds or len(orjson.dumps(value)) > MAX_ABOUT_BYTES:
-            raise _invalid(name, value, f"{expected}, at most {MAX_ABOUT_BYTES} bytes")
+            raise invalid_field(name, value, f"{expected}, at most {MAX_ABOUT_BYTES} bytes")
     return about
 
 
@@ -86,10 +78,10 @@ class WorkerHandlers:
         body = request.json()
         queues = body.get("queues")
         if not isinstance(queues, list) or not 1 <= len(queues) <= MAX_QUEUES:
-            raise _invalid("queues", queues, f"an array of 1 to {MAX_QUEUES} queue names (required)")
+            raise invalid_field("queues", queues, f"an array of 1 to {MAX_QUEUES} queue names (required)")
         for number, name in enumerate(queues):
             if not isinstance(name, str):
-                raise _invalid(f"queues[{number}]", name, "a queue name")
+                raise invalid_field(f"queues[{number}]", name, "a queue name")
             try:
                 _core.check_queue_name(name, f"queues[{number}]")
             except ValueError as error:
@@ -125,7 +117,7 @@ class WorkerHandlers:
         job_id, worker_id = self._who(request, members)
         requeue = self._value(request, members, "requeue")
         if requeue is not None and type(requeue) is not bool:
-            raise _invalid("requeue", requeue, "true or false")
+            raise invalid_field("requeue", requeue, "true or false")
         span = members.get("error")
         if requeue and span is None:
             failure = Failure("requeued", "requeued", "The worker gave the job back.")
@@ -192,5 +184,5 @@ class WorkerHandlers:
         worker_id = _worker_id({"worker_id": self._value(request, members, "worker_id")})
         job_id = request.params.get("id") or self._value(request, members, "job_id")
         if not isinstance(job_id, str) or not job_id:
-            raise _invalid("job_id", job_id, "the id of the job (required)")
+            raise invalid_field("job_id", job_id, "the id of the job (required)")
         return job_id, worker_id

@@ -9,7 +9,7 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.core import schedule
-from ojs_fast.core.jobs import decode_field, refused
+from ojs_fast.core.refusals import decode_field, refused
 from ojs_fast.errors import InvalidRequest, OJSError, PayloadTooLarge
 
 POLICIES = ("skip", "allow", "cancel_previous", "enqueue")

@@ -5,8 +5,6 @@ from collections import Counter
 from collections.abc import Awaitable, Callable
 from typing import Any
 
-import orjson
-
 from ojs_fast import _core
 from ojs_fast.config import Settings
 from ojs_fast.core import unique
@@ -16,6 +14,8 @@ from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.propagate import WAITING, Propagator, scheduled_key
 from ojs_fast.core.queues import Queues
+from ojs_fast.core.refusals import refused
+from ojs_fast.core.retention import Retention
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Tallies
@@ -26,11 +26,9 @@ from ojs_fast.errors import (
     BackendUnavailable,
     Conflict,
     Duplicate,
-    InvalidPayload,
     InvalidRequest,
     OJSError,
     PayloadTooLarge,
-    ValidationFailed,
     illegal_transition,
     job_not_found,
 )
@@ -47,71 +45,6 @@ MAX_BATCH = 10_000
 GROWTH_BYTES = 8192
 
 NewId = Callable[[int], str]
-
-
-class Retention:
-    """How long finished jobs stay in the store, in seconds by state (0 = for ever)."""
-
-    def __init__(self, settings: Settings, queues: Queues) -> None:
-        self._settings = settings
-        self._rules = queues.rules
-
-    def ttl_s(self, record: _core.Record) -> int:
-        """The TTL to write a record with; a workflow's job stays until its workflow has ended."""
-        if record.extra is not None and "wf" in record.extra:
-            return 0
-        return self.own_ttl_s(record)
-
-    def own_ttl_s(self, record: _core.Record) -> int:
-        """The TTL that the record calls for: its own `result_ttl`, else its queue's or its state's setting.
-
-        A dead letter stays for as long as dead letters do, so that it can be retried.
-        """
-        if record.extra is not None and "ttl" in record.extra and not record.dead_letter:
-            ttl_s: int = record.extra["ttl"]
-            if ttl_s and _core.is_terminal(record.state):
-                return max(0, ttl_s)
-        if self._rules and record.state in _core.TERMINAL_STATES and not record.dead_letter:
-            rules = self._rules.get(record.queue)
-            if rules is not None and record.state in rules.retention_s:
-                return rules.retention_s[record.state]
-        if record.state == "completed":
-            return self._settings.retention_completed_s
-        if record.state == "cancelled":
-            return self._settings.retention_cancelled_s
-        if record.state == "discarded":
-            return (
-                self._settings.retention_dead_letter_s if record.dead_letter else self._settings.retention_discarded_s
-            )
-        return 0
-
-
-def refused(error: Exception) -> OJSError:
-    """The answer to a body that `_core` refused."""
-    if isinstance(error, _core.EnvelopeError):
-        kind = ValidationFailed if error.retry_policy else InvalidRequest
-        return kind(
-            str(error),
-            details={"field": error.field, "received": error.received, "expected": error.expected},
-        )
-    if isinstance(error, _core.JsonError):
-        return InvalidPayload(
-            f"The request body is not valid JSON: {error}.",
-            details={"position": error.position, "reason": error.reason},
-        )
-    return InvalidRequest("The request body must be a JSON object.", details={"expected": "object"})
-
-
-def decode_field(raw: bytes, field: str) -> Any:
-    """Decode one field of a scanned body. Raises InvalidRequest for a number that no double can hold."""
-    try:
-        return orjson.loads(raw)
-    except orjson.JSONDecodeError:
-        shown = raw[:60].decode("utf-8", "replace")
-        raise InvalidRequest(
-            f"Field '{field}' is {shown}; expected numbers within the range of a double.",
-            details={"field": field, "received": shown, "expected": "numbers within the range of a double"},
-        ) from None
 
 
 class Jobs:

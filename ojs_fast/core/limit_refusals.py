@@ -9,10 +9,10 @@ import orjson
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
-from ojs_fast.core.jobs import Retention
 from ojs_fast.core.limit_keys import LimitKeys
 from ojs_fast.core.limit_state import Limit, Refusal
 from ojs_fast.core.propagate import RESCHEDULES, Propagator
+from ojs_fast.core.retention import Retention
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Period, Tallies
 from ojs_fast.storage.connection import PubAck

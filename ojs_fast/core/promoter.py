@@ -16,8 +16,8 @@ import orjson
 from ojs_fast import _core
 from ojs_fast.core.clock import Deadlines, NowMs
 from ojs_fast.core.events import Events
-from ojs_fast.core.jobs import Retention
 from ojs_fast.core.propagate import WAITING, Propagator, expiry_key, scheduled_key
+from ojs_fast.core.retention import Retention
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Period, Tallies

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from ojs_fast import _core
-from ojs_fast.core.jobs import decode_field
+from ojs_fast.core.refusals import decode_field
 from ojs_fast.errors import InvalidRequest
 
 

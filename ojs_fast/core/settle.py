@@ -9,10 +9,11 @@ from ojs_fast.core import retry
 from ojs_fast.core.claims import Claim, Claims
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
-from ojs_fast.core.jobs import ATTEMPTS, Jobs, Retention
+from ojs_fast.core.jobs import ATTEMPTS, Jobs
 from ojs_fast.core.limits import Limits
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.queues import Queues
+from ojs_fast.core.retention import Retention
 from ojs_fast.core.retry import Failure
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Tallies

@@ -12,9 +12,10 @@ from ojs_fast.config import Settings
 from ojs_fast.core import unique
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
-from ojs_fast.core.jobs import GROWTH_BYTES, Retention
+from ojs_fast.core.jobs import GROWTH_BYTES
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.queues import Queues
+from ojs_fast.core.retention import Retention
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.workflows.model import FEATURE, Member, job_id, nested_id
 from ojs_fast.core.workflows.parse import MAX_JOBS

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 import orjson
 
 from ojs_fast import _core
-from ojs_fast.core.jobs import refused
+from ojs_fast.core.refusals import refused
 from ojs_fast.core.workflows.graph import Graph
 from ojs_fast.core.workflows.model import BATCH, CALLBACKS, CHAIN, GRAPH, Member
 from ojs_fast.errors import InvalidWorkflow, OJSError
