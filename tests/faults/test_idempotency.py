@@ -211,6 +211,7 @@ async def test_retries_create_nothing_twice_whoever_is_killed(fresh_server: Call
             await asyncio.to_thread(kill)
         await asyncio.gather(*producers)
         await asyncio.to_thread(server.await_ready)
+        await https[0].close()  # the last kill may have come when this connection was idle
         wanted = {job_id for client in clients for ids in client.answered.values() for job_id in ids}
         seen: Counter[str] = Counter()
         quiet_from = time.monotonic()
