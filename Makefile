@@ -7,8 +7,10 @@ BIN    := $(VENV)/bin
 # make conformance: the directories of cases to run, and the server to run them against (unset: one of its own).
 SUITES_DIR ?= ../shared/conformance/suites
 SUITES     ?= $(SUITES_DIR)/level-0-core $(SUITES_DIR)/level-1-reliable $(SUITES_DIR)/level-2-scheduled \
-              $(SUITES_DIR)/level-3-workflows
+              $(SUITES_DIR)/level-3-workflows $(SUITES_DIR)/level-4-advanced
 OJS_URL    ?=
+# Further options of what a target runs: pytest, the benchmark, the conformance runner (--extended for extension suites).
+ARGS       ?=
 
 INSTALLED := $(VENV)/.installed
 BUILT     := $(VENV)/.built
@@ -54,7 +56,7 @@ bench: build ## measure the server against its baselines
 	$(BIN)/python -m loadtest $(ARGS)
 
 conformance: build ## run the official cases: SUITES=directories, OJS_URL=server (unset: starts one)
-	@SUITES='$(SUITES)' OJS_URL='$(OJS_URL)' $(SHELL) -c "$$RUN_CONFORMANCE"
+	@SUITES='$(SUITES)' OJS_URL='$(OJS_URL)' ARGS='$(ARGS)' $(SHELL) -c "$$RUN_CONFORMANCE"
 
 $(LEVELS): conformance-level-%: ## run the official cases of level N
 	@$(MAKE) --no-print-directory conformance SUITES='$(wildcard $(SUITES_DIR)/level-$*-*)'
@@ -89,6 +91,6 @@ while True:
         time.sleep(0.02)
 END
 fi
-$(BIN)/python -m tests.conformance --url "$$OJS_URL" $$SUITES
+$(BIN)/python -m tests.conformance --url "$$OJS_URL" $$ARGS $$SUITES
 endef
 export RUN_CONFORMANCE
