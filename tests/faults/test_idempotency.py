@@ -19,7 +19,6 @@ from typing import Any
 import orjson
 import pytest
 
-from ojs_fast.config import Settings
 from ojs_fast.core.idempotency import Answer, DerivedIds, enqueue_batch_once, enqueue_once
 from ojs_fast.errors import QueueFull
 from ojs_fast.node import Node
@@ -27,7 +26,7 @@ from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from tests.support.api import unique_queue
 from tests.support.load import RETRY, Broken, Http, connections
-from tests.support.nats import Nats
+from tests.support.nodes import nodes
 from tests.support.server import Server
 
 KILLS = int(os.environ.get("OJS_IDEMPOTENCY_KILLS", "3"))
@@ -59,20 +58,6 @@ async def entry_of_a_dead_node(node: Node, operation: str, key: str, body: bytes
     await Bucket(node.connection, names.UNIQUE).put(name, value)
 
 
-@contextlib.asynccontextmanager
-async def nodes(count: int) -> Any:
-    """Nodes inside the test."""
-    with Nats() as nats:
-        made = [Node(Settings.from_env({})) for _ in range(count)]
-        for node in made:
-            await node.open([nats.url])
-        try:
-            yield made
-        finally:
-            for node in made:
-                await node.close()
-
-
 async def enqueued(node: Node, key: str, body: bytes, operation: str = "jobs") -> list[str]:
     """Enqueue under a key; the ids of the answer."""
 
@@ -95,21 +80,20 @@ async def fetched(node: Node, queue: str) -> list[str]:
 
 @pytest.mark.parametrize("died", ["before-the-job", "behind-the-job"])
 @pytest.mark.parametrize("operation", ["jobs", "batch"])
-async def test_death_between_entry_and_answer(operation: str, died: str) -> None:
+async def test_death_between_entry_and_answer(operation: str, died: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next node finds the entry: it creates the jobs, or finds them; either way they are there once."""
     async with nodes(2) as [dead, living]:
         body = single("q") if operation == "jobs" else batch("q", BATCH)
         await entry_of_a_dead_node(living, operation, "k", body)
         if died == "behind-the-job":
-            keep = dead.idempotent._keep
 
             async def dies(*_: Any) -> None:
                 raise asyncio.CancelledError
 
-            dead.idempotent._keep = dies
+            monkeypatch.setattr(dead.idempotent, "_keep", dies)
             with pytest.raises(asyncio.CancelledError):
                 await enqueued(dead, "k", body, operation)
-            dead.idempotent._keep = keep
+            monkeypatch.undo()
         first = await enqueued(living, "k", body, operation)
         assert await enqueued(dead, "k", body, operation) == first
         assert sorted(await fetched(living, "q")) == sorted(first)

@@ -21,7 +21,6 @@ import orjson
 import pytest
 
 from ojs_fast import _core
-from ojs_fast.config import Settings
 from ojs_fast.core import unique
 from ojs_fast.errors import Duplicate
 from ojs_fast.node import Node
@@ -31,6 +30,7 @@ from ojs_fast.storage.errors import KeyTaken
 from tests.support.api import unique_queue
 from tests.support.load import Broken, Http, connections
 from tests.support.nats import Nats
+from tests.support.nodes import nodes
 from tests.support.server import Server
 
 ROUNDS = int(os.environ.get("OJS_UNIQUE_ROUNDS", "10"))
@@ -100,20 +100,6 @@ async def test_one_of_many_replacements_stays() -> None:
 # -- a creator that dies or is slow, at each point ------------------------------------------------
 
 
-@asynccontextmanager
-async def nodes(count: int) -> AsyncIterator[list[Node]]:
-    """Nodes inside the test."""
-    with Nats() as nats:
-        made = [Node(Settings.from_env({})) for _ in range(count)]
-        for node in made:
-            await node.open([nats.url])
-        try:
-            yield made
-        finally:
-            for node in made:
-                await node.close()
-
-
 def parsed(body: Body) -> tuple[_core.Record, unique.Wish]:
     """A record as an enqueue makes it, and its policy."""
     record = _core.parse_enqueue(
@@ -147,29 +133,36 @@ async def test_a_lock_without_a_job_heals(age_ms: int) -> None:
         assert (refused.value.details or {})["existing_job_id"] == job_id
 
 
+@asynccontextmanager
+async def asleep(node: Node, body: Body) -> AsyncIterator[asyncio.Task[tuple[str, bytes, bool]]]:
+    """An enqueue that has its lock and stands before its record; it goes on when the block ends."""
+    create = node.stores.records.create
+    reached, go_on = asyncio.Event(), asyncio.Event()
+
+    async def sleepy(job_id: str, stored: bytes) -> int:
+        reached.set()
+        await go_on.wait()
+        return await create(job_id, stored)
+
+    node.stores.records.create = sleepy  # type: ignore[method-assign]
+    sleeping = asyncio.create_task(node.jobs.enqueue(orjson.dumps(body)))
+    await reached.wait()
+    yield sleeping
+    node.stores.records.create = create  # type: ignore[method-assign]
+    go_on.set()
+
+
 async def test_a_slow_creator_that_was_fenced_starts_over() -> None:
     """It has the lock, sleeps, another takes it over: when it wakes up it finds the other job in its way."""
     async with nodes(2) as [slow, quick]:
         body = request("q", 1)
-        create = slow.stores.records.create
-        asleep, awake = asyncio.Event(), asyncio.Event()
-
-        async def sleepy(job_id: str, stored: bytes) -> int:
-            asleep.set()
-            await awake.wait()
-            return await create(job_id, stored)
-
-        slow.stores.records.create = sleepy  # type: ignore[method-assign]
-        sleeping = asyncio.create_task(slow.jobs.enqueue(orjson.dumps(body)))
-        await asleep.wait()
-        job_id, _, is_new = await quick.jobs.enqueue(orjson.dumps(body))
-        assert is_new
-        awake.set()
+        async with asleep(slow, body) as sleeping:
+            job_id, _, is_new = await quick.jobs.enqueue(orjson.dumps(body))
+            assert is_new
         with pytest.raises(Duplicate) as refused:
             await sleeping
         assert (refused.value.details or {})["existing_job_id"] == job_id
         await quick.jobs.cancel(job_id)
-        slow.stores.records.create = create  # type: ignore[method-assign]
         again, _, is_new = await slow.jobs.enqueue(orjson.dumps(body))
         assert is_new
         assert again != job_id
@@ -179,20 +172,9 @@ async def test_a_slow_creator_that_was_fenced_may_still_win() -> None:
     """The job that took the lock over has ended when it wakes up: it writes its own, over the fence."""
     async with nodes(2) as [slow, quick]:
         body = request("q", 1)
-        create = slow.stores.records.create
-        asleep, awake = asyncio.Event(), asyncio.Event()
-
-        async def sleepy(job_id: str, stored: bytes) -> int:
-            asleep.set()
-            await awake.wait()
-            return await create(job_id, stored)
-
-        slow.stores.records.create = sleepy  # type: ignore[method-assign]
-        sleeping = asyncio.create_task(slow.jobs.enqueue(orjson.dumps(body)))
-        await asleep.wait()
-        other, _, _ = await quick.jobs.enqueue(orjson.dumps(body))
-        await quick.jobs.cancel(other)
-        awake.set()
+        async with asleep(slow, body) as sleeping:
+            other, _, _ = await quick.jobs.enqueue(orjson.dumps(body))
+            await quick.jobs.cancel(other)
         job_id, _, is_new = await sleeping
         assert is_new
         with pytest.raises(Duplicate) as refused:
