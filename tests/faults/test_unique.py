@@ -37,7 +37,7 @@ ROUNDS = int(os.environ.get("OJS_UNIQUE_ROUNDS", "10"))
 KILLS = int(os.environ.get("OJS_UNIQUE_KILLS", "3"))
 SEED = int(os.environ.get("OJS_KILL_SEED") or random.SystemRandom().randrange(10**6))
 SERVERS = 3
-CLIENTS = 198
+CLIENTS = 201
 KEYS = 4
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(120 + ROUNDS + 10 * KILLS)]
