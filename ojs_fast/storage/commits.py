@@ -1,15 +1,13 @@
 """Several keys of one bucket written together or not at all (NATS ADR-50), each by compare-and-set."""
 
-import itertools
-import secrets
 from typing import Any
 
 import orjson
 
 from ojs_fast.storage import names
-from ojs_fast.storage.connection import Connection, headers
+from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
-from ojs_fast.storage.records import WRONG_LAST_SEQUENCE
+from ojs_fast.storage.records import WRONG_LAST_SEQUENCE, replace_headers
 
 # A value to write, and the revision that the key must be at (0 = it must not exist).
 Put = tuple[str, Any, int]
@@ -21,8 +19,6 @@ class Committer:
     def __init__(self, connection: Connection, bucket: str) -> None:
         self._connection = connection
         self._bucket = bucket
-        self._prefix = secrets.token_hex(8)
-        self._numbers = itertools.count(1)
 
     async def commit(self, puts: list[Put]) -> list[int]:
         """Write all and return their revisions.
@@ -30,20 +26,12 @@ class Committer:
         Raises RevisionConflict when a key is elsewhere, Unavailable when the outcome is unknown.
         """
         await self._connection.ready()
-        batch_id = f"{self._prefix}-{next(self._numbers)}"
-        token, future = self._connection.expect()
-        for number, (key, value, revision) in enumerate(puts, 1):
-            fields: dict[str, str | int] = {
-                "Nats_Batch_Id": batch_id,
-                "Nats_Batch_Sequence": number,
-                "Nats_Expected_Last_Subject_Sequence": revision,
-            }
-            is_last = number == len(puts)
-            if is_last:
-                fields["Nats_Batch_Commit"] = 1
-            subject = names.bucket_subject(self._bucket, key)
-            self._connection.send(subject, orjson.dumps(value), token if is_last else "", headers(**fields))
-        last, code, description = await future
+        last, code, description = await self._connection.write_batch(
+            [
+                (names.bucket_subject(self._bucket, key), orjson.dumps(value), replace_headers(revision))
+                for key, value, revision in puts
+            ]
+        )
         if code == WRONG_LAST_SEQUENCE:
             raise RevisionConflict(self._bucket)
         if code:

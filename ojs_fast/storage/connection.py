@@ -10,7 +10,7 @@ import itertools
 import logging
 import secrets
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from typing import Any
 
 import nats
@@ -35,8 +35,10 @@ MINIMUM_SERVER = (2, 12)
 FILE_STORE_LIMIT_BYTES = 32 * 1024 * 1024
 # What a message holds beside the record: subject, headers, the revision in a work message.
 FRAME_BYTES = 1024
+HEADERS_BEGIN = b"NATS/1.0\r\n"
 
 PubAck = tuple[int, int, str]
+Write = tuple[str, bytes, bytes]  # subject, payload, headers
 Answer = Callable[[_core.WireMessage], bool]
 NodeMessage = Msg  # what another node sends; core knows it by this name, not by the library's
 
@@ -63,6 +65,8 @@ class Connection:
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
         # Whoever waits, by the token in the reply subject, oldest first: for a PubAck, or with a collector.
         self._token = 0
+        self._batch_prefix = secrets.token_hex(8).encode()
+        self._batch_numbers = itertools.count(1)
         self._acks: dict[int, asyncio.Future[PubAck]] = {}
         self._collected: dict[int, tuple[asyncio.Future[Any], Answer]] = {}
         self._up = asyncio.Event()
@@ -241,6 +245,23 @@ class Connection:
         self._acks[token] = future
         self.messages_sent += 1
         wire.send_frame(_core.wire_publish(subject, self._inbox, header, payload, token))
+        return future
+
+    def write_batch(self, writes: Sequence[Write]) -> "asyncio.Future[PubAck]":
+        """Queue an atomic batch (NATS ADR-50): all or none is written, `sequence` is that of the last.
+
+        Every write has headers that begin with HEADERS_BEGIN, or none. The future is as in `write`.
+        """
+        batch_id = b"%s-%d" % (self._batch_prefix, next(self._batch_numbers))
+        commit, future = self.expect()
+        last = len(writes)
+        for number, (subject, payload, header) in enumerate(writes, 1):
+            member = b"%sNats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\n%s%s" % (
+                HEADERS_BEGIN, batch_id, number,
+                b"Nats-Batch-Commit: 1\r\n" if number == last else b"",
+                header[len(HEADERS_BEGIN) :] or b"\r\n",
+            )  # fmt: skip
+            self.send(subject, payload, commit if number == last else "", member)
         return future
 
     def commit_in_groups(self, subjects: Iterable[str]) -> None:

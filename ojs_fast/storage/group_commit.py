@@ -6,8 +6,6 @@ its members lost its compare-and-set is halved until the loser is alone, so each
 """
 
 import asyncio
-import itertools
-import secrets
 from collections import deque
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -21,7 +19,6 @@ if TYPE_CHECKING:
 ALONE = 8
 BATCH_LIMIT = 1000
 BATCH_BYTES = 8 * 1024 * 1024
-_NO_HEADERS = b"NATS/1.0\r\n\r\n"
 
 
 @dataclass(slots=True, frozen=True)
@@ -38,8 +35,6 @@ class GroupCommit:
     def __init__(self, connection: "Connection") -> None:
         self._connection = connection
         self._loop = asyncio.get_running_loop()
-        self._prefix = secrets.token_hex(8)
-        self._numbers = itertools.count(1)
         self._waiting: deque[_Write] = deque()
         self._under_way = 0
         self._is_due = False
@@ -100,14 +95,7 @@ class GroupCommit:
                 self._send_alone(write)
             return
         self._under_way += len(group)
-        batch_id, last = f"{self._prefix}-{next(self._numbers)}", len(group)
-        reply, answer = self._connection.expect()
-        for number, write in enumerate(group, 1):
-            member = f"NATS/1.0\r\nNats-Batch-Id: {batch_id}\r\nNats-Batch-Sequence: {number}\r\n"
-            if number == last:
-                member += "Nats-Batch-Commit: 1\r\n"
-            header = member.encode() + (write.header or _NO_HEADERS)[10:]
-            self._connection.send(write.subject, write.payload, reply if number == last else "", header)
+        answer = self._connection.write_batch([(write.subject, write.payload, write.header) for write in group])
 
         def settle(answer: "asyncio.Future[PubAck]") -> None:
             error = answer.exception()

@@ -6,8 +6,6 @@ is read back and compared with what was written. Knows bytes and revisions, no j
 
 import asyncio
 import base64
-import itertools
-import secrets
 from collections.abc import Iterable
 from typing import Any
 
@@ -27,9 +25,6 @@ _CREATE = headers(Nats_Expected_Last_Subject_Sequence=0)
 # Longer than a stopped process may sleep before it writes the record after all.
 FENCE_TTL_S = 24 * 3600
 _FENCE = headers(Nats_Expected_Last_Subject_Sequence=0, KV_Operation="DEL", Nats_TTL=f"{FENCE_TTL_S}s")
-_BATCH_MEMBER = (
-    b"NATS/1.0\r\nNats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\nNats-Expected-Last-Subject-Sequence: 0\r\n%s\r\n"
-)
 
 
 def replace_headers(revision: int, ttl_s: int = 0) -> bytes:
@@ -44,8 +39,6 @@ class Records:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._batch_prefix = secrets.token_hex(8)
-        self._batch_numbers = itertools.count(1)
 
     def start_replace(self, job_id: str, stored: bytes, revision: int, ttl_s: int = 0) -> "asyncio.Future[PubAck]":
         """Send a compare-and-set now; hand the future to `finish_replace`."""
@@ -118,17 +111,11 @@ class Records:
         stays unknown.
         """
         await self._connection.ready()
-        batch_id = f"{self._batch_prefix}-{next(self._batch_numbers)}".encode()
-        commit, future = self._connection.expect()
-        last = len(writes)
-        for number, (job_id, stored, revision, ttl_s) in enumerate(writes, 1):
-            member = b"Nats-Batch-Id: %s\r\nNats-Batch-Sequence: %d\r\n" % (batch_id, number)
-            if number == last:
-                member += b"Nats-Batch-Commit: 1\r\n"
-            header = b"NATS/1.0\r\n" + member + replace_headers(revision, ttl_s)[10:]
-            self._connection.send(_PREFIX + job_id, stored, commit if number == last else "", header)
+        batch = [
+            (_PREFIX + job_id, stored, replace_headers(revision, ttl_s)) for job_id, stored, revision, ttl_s in writes
+        ]
         try:
-            sequence, code, description = await future
+            sequence, code, description = await self._connection.write_batch(batch)
         except Unavailable:
             sequence, code = await self._resolve_batch([(job_id, stored) for job_id, stored, _, _ in writes]), 0
             description = ""
@@ -136,7 +123,7 @@ class Records:
             raise RevisionConflict(writes[-1][0])
         if code:
             raise Unavailable(f"JetStream refused the batch: {description} (error {code})")
-        return list(range(sequence - last + 1, sequence + 1))
+        return list(range(sequence - len(writes) + 1, sequence + 1))
 
     async def create_all(self, records: list[tuple[str, bytes]]) -> int:
         """Write new records, all or none, as one atomic batch (NATS ADR-50).
@@ -146,14 +133,9 @@ class Records:
         unknown.
         """
         await self._connection.ready()
-        batch_id = f"{self._batch_prefix}-{next(self._batch_numbers)}"
-        commit, future = self._connection.expect()
-        last = len(records)
-        for number, (job_id, stored) in enumerate(records, 1):
-            header = _BATCH_MEMBER % (batch_id.encode(), number, b"Nats-Batch-Commit: 1\r\n" if number == last else b"")
-            self._connection.send(_PREFIX + job_id, stored, commit if number == last else "", header)
+        batch = [(_PREFIX + job_id, stored, _CREATE) for job_id, stored in records]
         try:
-            sequence, code, description = await future
+            sequence, code, description = await self._connection.write_batch(batch)
         except Unavailable:
             return await self._resolve_batch(records)
         if code == 0:
