@@ -97,17 +97,10 @@ class Blobs:
 
     async def count(self) -> int:
         """How many messages the bucket has, by key pattern `*`: keys of one token. Raises Unavailable."""
-        answer = await self._connection.api(
-            f"STREAM.INFO.{self._stream}", {"subjects_filter": names.bucket_subject(self._bucket, "*")}
-        )
-        if "error" in answer:
-            raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
-        return len(answer["state"].get("subjects") or {})
+        query = {"subjects_filter": names.bucket_subject(self._bucket, "*")}
+        info = await self._connection.stream_info(self._stream, query)
+        return len(info["state"].get("subjects") or {})
 
     async def erase(self, keys: str) -> None:
         """Remove every key that matches a pattern, without markers. Raises Unavailable."""
-        answer = await self._connection.api(
-            f"STREAM.PURGE.{self._stream}", {"filter": names.bucket_subject(self._bucket, keys)}
-        )
-        if "error" in answer:
-            raise Unavailable(f"purge failed: {answer['error'].get('description')}")
+        await self._connection.purge(self._stream, names.bucket_subject(self._bucket, keys))

@@ -123,28 +123,19 @@ class Bucket:
 
     async def count(self, keys: str = ">") -> int:
         """How many keys there are, markers of recent deletions included. Raises Unavailable."""
-        answer = await self._connection.api(
-            f"STREAM.INFO.{names.bucket_stream(self.name)}",
-            {"subjects_filter": names.bucket_subject(self.name, keys)} if keys != ">" else None,
-        )
-        if "error" in answer:
-            raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
-        state = answer["state"]
+        query = {"subjects_filter": names.bucket_subject(self.name, keys)} if keys != ">" else None
+        state = (await self._connection.stream_info(names.bucket_stream(self.name), query))["state"]
         return len(state.get("subjects") or {}) if keys != ">" else int(state["messages"])
 
     async def keys(self, keys: str = ">") -> list[str]:
         """Every key that matches, markers of recent deletions included, sorted. Raises Unavailable."""
         found: list[str] = []
         while True:
-            answer = await self._connection.api(
-                f"STREAM.INFO.{names.bucket_stream(self.name)}",
-                {"subjects_filter": names.bucket_subject(self.name, keys), "offset": len(found)},
-            )
-            if "error" in answer:
-                raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
-            subjects = answer["state"].get("subjects") or {}
+            query = {"subjects_filter": names.bucket_subject(self.name, keys), "offset": len(found)}
+            info = await self._connection.stream_info(names.bucket_stream(self.name), query)
+            subjects = info["state"].get("subjects") or {}
             found.extend(subjects)
-            if not subjects or len(found) >= answer.get("total", 0):
+            if not subjects or len(found) >= info.get("total", 0):
                 return sorted(subject[len(names.bucket_subject(self.name, "")) :] for subject in found)
 
     async def get_many(self, keys: list[str]) -> dict[str, tuple[Any, int]]:
@@ -156,11 +147,7 @@ class Bucket:
 
     async def erase(self, key: str) -> None:
         """Remove a key without leaving a marker, so that `count` stays exact. Raises Unavailable."""
-        answer = await self._connection.api(
-            f"STREAM.PURGE.{names.bucket_stream(self.name)}", {"filter": names.bucket_subject(self.name, key)}
-        )
-        if "error" in answer:
-            raise Unavailable(f"purge failed: {answer['error'].get('description')}")
+        await self._connection.purge(names.bucket_stream(self.name), names.bucket_subject(self.name, key))
 
 
 class Outbox:

@@ -391,6 +391,19 @@ class Connection:
         decoded: dict[str, Any] = orjson.loads(answer.data)
         return decoded
 
+    async def stream_info(self, stream: str, query: dict[str, Any] | None = None) -> dict[str, Any]:
+        """What NATS tells about a stream: `{"state": {...}, "ts": ..., ...}`. Raises Unavailable."""
+        answer = await self.api(f"STREAM.INFO.{stream}", query)
+        if "error" in answer:
+            raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
+        return answer
+
+    async def purge(self, stream: str, subject: str) -> None:
+        """Remove every message of a stream whose subject matches. Raises Unavailable."""
+        answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": subject})
+        if "error" in answer:
+            raise Unavailable(f"purge failed: {answer['error'].get('description')}")
+
     async def get_batch(self, stream: str, query: dict[str, Any]) -> list[_core.WireMessage]:
         """A batched direct get (NATS ADR-31): the messages, without the end-of-batch marker.
 

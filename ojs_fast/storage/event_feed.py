@@ -13,7 +13,6 @@ from nats.js.api import ConsumerConfig, DeliverPolicy
 
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import Connection
-from ojs_fast.storage.errors import Unavailable
 
 
 class EventFeed:
@@ -32,10 +31,7 @@ class EventFeed:
 
     async def open(self) -> int:
         """Start; the sequence of the last message before the first one that comes. Raises Unavailable."""
-        answer = await self._connection.api(f"STREAM.INFO.{names.EVENT_STREAM}")
-        if "error" in answer:
-            raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
-        last = int(answer["state"]["last_seq"])
+        last = int((await self._connection.stream_info(names.EVENT_STREAM))["state"]["last_seq"])
         config = ConsumerConfig(deliver_policy=DeliverPolicy.BY_START_SEQUENCE, opt_start_seq=last + 1)
         self._subscription = await self._connection.subscribe_ordered("ojs.events.>", self._received, config)
         return last

@@ -13,7 +13,6 @@ import orjson
 from ojs_fast import _core
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import Connection
-from ojs_fast.storage.errors import Unavailable
 
 READ_AT_ONCE = 200
 EVENTS_PER_MESSAGE = 1000  # keeps a message below the 1 MB that NATS allows by default
@@ -68,10 +67,7 @@ class EventLog:
 
     async def first_sequence(self) -> int:
         """The sequence of the oldest message that is kept. Raises Unavailable."""
-        answer = await self._connection.api(f"STREAM.INFO.{names.EVENT_STREAM}")
-        if "error" in answer:
-            raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
-        return int(answer["state"]["first_seq"])
+        return int((await self._connection.stream_info(names.EVENT_STREAM))["state"]["first_seq"])
 
     def _decode(self, batch: list[_core.WireMessage]) -> Iterator[tuple[int, list[dict[str, Any]]]]:
         for message in batch:

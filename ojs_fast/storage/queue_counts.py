@@ -24,18 +24,13 @@ class QueueCounts:
     async def work_messages(self, queue: str) -> dict[int, int]:
         """`{priority: messages}`: available and active jobs. Raises Unavailable."""
         subject = f"ojs.queue.{names.encode_token(queue)}.>"
-        answer = await self._connection.api(f"STREAM.INFO.{names.WORK_STREAM}", {"subjects_filter": subject})
-        if "error" in answer:
-            raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
-        subjects = answer["state"].get("subjects") or {}
+        info = await self._connection.stream_info(names.WORK_STREAM, {"subjects_filter": subject})
+        subjects = info["state"].get("subjects") or {}
         return {names.parse_work_subject(one)[1]: int(count) for one, count in subjects.items()}
 
     async def all_work_messages(self) -> int:
         """Available and active jobs of all queues. Raises Unavailable."""
-        answer = await self._connection.api(f"STREAM.INFO.{names.WORK_STREAM}")
-        if "error" in answer:
-            raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
-        return int(answer["state"]["messages"])
+        return int((await self._connection.stream_info(names.WORK_STREAM))["state"]["messages"])
 
     async def indexed(self, bucket: str, queue: str) -> int:
         """Entries of a queue in `ojs-scheduled` or `ojs-retry`. Raises Unavailable."""

@@ -52,10 +52,8 @@ class ServerClock:
         best_ms, ahead_ms = float("inf"), self._ahead_ms
         for _ in range(SAMPLES):
             asked_ms = time.monotonic() * 1000
-            answer = await self._connection.api(f"STREAM.INFO.{self._stream}")
+            answer = await self._connection.stream_info(self._stream)
             answered_ms = time.monotonic() * 1000
-            if "error" in answer:
-                raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
             if answered_ms - asked_ms < best_ms:
                 best_ms = answered_ms - asked_ms
                 ahead_ms = _core.parse_rfc3339_ms(answer["ts"]) + 0.5 - (asked_ms + answered_ms) / 2

@@ -7,7 +7,6 @@ from collections.abc import AsyncIterator
 
 from ojs_fast import _core
 from ojs_fast.storage.connection import Connection
-from ojs_fast.storage.errors import Unavailable
 
 READ_AT_ONCE = 500
 WIDEST = 1 << 22
@@ -45,7 +44,5 @@ async def newest_first(connection: Connection, stream: str, subject: str) -> Asy
 
 
 async def _bounds(connection: Connection, stream: str) -> tuple[int, int]:
-    answer = await connection.api(f"STREAM.INFO.{stream}")
-    if "error" in answer:
-        raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
-    return int(answer["state"]["first_seq"]), int(answer["state"]["last_seq"])
+    state = (await connection.stream_info(stream))["state"]
+    return int(state["first_seq"]), int(state["last_seq"])
