@@ -34,6 +34,7 @@ from ojs_fast.core.limit_upkeep import LimitUpkeep
 from ojs_fast.core.limits import Limits
 from ojs_fast.core.live import LiveEvents
 from ojs_fast.core.metrics import Metrics
+from ojs_fast.core.peers import Peers
 from ojs_fast.core.priorities import Priorities
 from ojs_fast.core.promoter import Promoter
 from ojs_fast.core.propagate import Propagator
@@ -103,8 +104,9 @@ class Node:
         self.tallies = Tallies(self.stores, self.propagator, self.node_id, clock)
         self.stale = StaleMessages(self.stores)
         counts = QueueCounts(self.connection, settings.nats_replicas)
+        self.peers = Peers(self.stores, self.leases)
         self.stats = Stats(
-            self.stores, self.queues, self.claims, self.tallies, self.stale, self.leases, counts, self.metrics, clock
+            self.stores, self.queues, self.claims, self.tallies, self.stale, self.peers, counts, self.metrics, clock
         )
         self.admission = Admission(self.stores, self.queues, self.leases, self.events, counts.depth, self.stats.depth)
         self.jobs = Jobs(
@@ -120,16 +122,8 @@ class Node:
             self.node_id,
             clock,
         )
-        server_clock = ServerClock(self.connection, names.LIMITS)
         retention = Retention(settings, self.queues)
-        refused = RefusedJobs(
-            self.stores, retention, server_clock, self.events, self.propagator, self.tallies, self.node_id, clock
-        )
-        self.limits = Limits(self.stores, refused, server_clock, self.events, self.propagator, self.node_id, clock)
-        self.limit_upkeep = LimitUpkeep(
-            self.stores, self.limits, self.leases, self.propagator, server_clock, self.node_id
-        )
-        self.limit_admin = LimitAdmin(self.stores, self.limits, self.queues, self.leases, server_clock)
+        self._make_limits(retention)
         self.fetcher = Fetcher(
             self.stores,
             settings,
@@ -188,9 +182,20 @@ class Node:
         self._task: asyncio.Task[None] | None = None
         self._answers: set[asyncio.Task[None]] = set()
 
+    def _make_limits(self, retention: Retention) -> None:
+        server_clock = ServerClock(self.connection, names.LIMITS)
+        refused = RefusedJobs(
+            self.stores, retention, server_clock, self.events, self.propagator, self.tallies, self.node_id, self.clock
+        )
+        self.limits = Limits(self.stores, refused, server_clock, self.events, self.propagator, self.node_id, self.clock)
+        self.limit_upkeep = LimitUpkeep(
+            self.stores, self.limits, self.leases, self.propagator, server_clock, self.node_id
+        )
+        self.limit_admin = LimitAdmin(self.stores, self.limits, self.queues, self.peers, server_clock)
+
     def _make_priorities(self) -> None:
         self.priorities = Priorities(self.jobs, self.queues, self.events)
-        self.levels = Levels(self.stores, self.queues, self.leases)
+        self.levels = Levels(self.queues, self.leases, self.peers)
         self.queues.announce = self.levels.announce
 
     def _make_views(self) -> None:

@@ -6,22 +6,16 @@ ends; by then it looks its queues up itself before it fetches (`Leases.is_curren
 """
 
 import asyncio
-import logging
 import time
 
+from ojs_fast.core.peers import Peers
 from ojs_fast.core.queues import Queues
-from ojs_fast.core.stores import Stores
 from ojs_fast.errors import BackendUnavailable
-from ojs_fast.storage import names
 from ojs_fast.storage.connection import NodeMessage
-from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.leases import Leases
-
-log = logging.getLogger(__name__)
 
 LEARN = b"learn "
 KNOWN = b"known"
-ANSWER_S = 1.0
 # A node that starts or reconnects does not listen yet: it is asked again.
 ASK_AGAIN_S = 0.02
 # Twice what a silent node's lease lasts.
@@ -31,10 +25,10 @@ LONGEST_S = 10.0
 class Levels:
     """Makes every node know a queue's levels."""
 
-    def __init__(self, stores: Stores, queues: Queues, leases: Leases) -> None:
-        self._stores = stores
+    def __init__(self, queues: Queues, leases: Leases, peers: Peers) -> None:
         self._queues = queues
         self._leases = leases
+        self._peers = peers
 
     async def announce(self, queue: str, revision: int) -> None:
         """Return when no node fetches from the queue by an older entry than this. Raises Unavailable, OJSError."""
@@ -44,22 +38,13 @@ class Levels:
         # From NATS, not from the watch: a node that is not listed by now loads the entry when it starts.
         asked = await self._leases.listed_nodes()
         while asked := asked - knowing:
-            answers = await asyncio.gather(*(self._ask(node_id, question) for node_id in asked))
-            knowing.update(node_id for node_id, knows in zip(asked, answers, strict=True) if knows)
+            answers = await asyncio.gather(*(self._peers.ask(node_id, question) for node_id in asked))
+            knowing.update(node_id for node_id, answer in zip(asked, answers, strict=True) if answer == KNOWN)
             if asked - knowing:
                 if time.monotonic() > end:
                     raise BackendUnavailable(f"Queue '{queue}' cannot get a new priority: a node does not answer.")
                 await asyncio.sleep(ASK_AGAIN_S)
                 asked &= await self._leases.listed_nodes()
-
-    async def _ask(self, node_id: str, question: bytes) -> bool:
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                answer = await self._stores.connection.request(names.node_subject(node_id), question)
-        except (Unavailable, TimeoutError) as error:
-            log.debug("node %s is asked again: %r", node_id, error)
-            return False
-        return answer.data == KNOWN
 
     async def answer(self, msg: NodeMessage) -> bytes:
         """Learn the entry that another node tells of. Raises Unavailable."""

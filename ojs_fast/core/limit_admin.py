@@ -1,6 +1,5 @@
 """Looking at limits and overriding them (ojs-rate-limiting section 10), the same on every node."""
 
-import asyncio
 from typing import Any
 
 import orjson
@@ -8,31 +7,27 @@ import orjson
 from ojs_fast import _core
 from ojs_fast.core.limit_state import Limit, LimitState
 from ojs_fast.core.limits import QUEUE_KEY, Limits
+from ojs_fast.core.peers import Peers
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import NotFound
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.connection import NodeMessage
-from ojs_fast.storage.errors import Unavailable
-from ojs_fast.storage.leases import Leases
 from ojs_fast.storage.server_clock import ServerClock
 
 WAITING = b"waiting "  # asks another node how many jobs wait there, by key
 PARKED = b"parked"  # asks another node which work messages it has parked
-ANSWER_S = 1.0
 
 
 class LimitAdmin:
     """Inspect, list, override."""
 
-    def __init__(
-        self, stores: Stores, limits: Limits, queues: Queues, leases: Leases, server_clock: ServerClock
-    ) -> None:
+    def __init__(self, stores: Stores, limits: Limits, queues: Queues, peers: Peers, server_clock: ServerClock) -> None:
         self._stores = stores
         self._limits = limits
         self._queues = queues
-        self._leases = leases
+        self._peers = peers
         self._server_clock = server_clock
         self._bucket = Bucket(stores.connection, names.LIMITS)
 
@@ -103,29 +98,17 @@ class LimitAdmin:
     async def _waiting(self, wanted: list[str]) -> dict[str, int]:
         """How many jobs wait for these keys, over all nodes; a node that does not answer counts as none."""
         total = self._limits.waiting(wanted)
-        for counts in await self._ask_others(WAITING + orjson.dumps(wanted)):
-            for name, count in counts.items():
+        for answer in await self._peers.ask_others(WAITING + orjson.dumps(wanted)):
+            for name, count in orjson.loads(answer).items():
                 total[name] += count
         return total
 
     async def parked(self) -> set[int]:
         """The sequences of all work messages that live nodes have parked, this one included."""
         found = set(self._limits.parking.sequences())
-        for sequences in await self._ask_others(PARKED):
-            found.update(sequences)
+        for answer in await self._peers.ask_others(PARKED):
+            found.update(orjson.loads(answer))
         return found
-
-    async def _ask_others(self, question: bytes) -> list[Any]:
-        others = self._leases.live_nodes() - {self._leases.node_id}
-        answers = await asyncio.gather(*(self._ask(node_id, question) for node_id in others))
-        return [answer for answer in answers if answer is not None]
-
-    async def _ask(self, node_id: str, question: bytes) -> Any:
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                return orjson.loads((await self._stores.connection.request(names.node_subject(node_id), question)).data)
-        except (Unavailable, TimeoutError):
-            return None
 
     async def answer(self, msg: NodeMessage) -> bool:
         """Tell another node what waits here; False when it asks something else."""

@@ -16,6 +16,7 @@ from ojs_fast.core.claims import Claims
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.counts import Counts
 from ojs_fast.core.metrics import Metrics
+from ojs_fast.core.peers import ANSWER_S, Peers
 from ojs_fast.core.queues import Queue, Queues
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
@@ -23,7 +24,6 @@ from ojs_fast.core.tallies import Tallies
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.errors import Unavailable
-from ojs_fast.storage.leases import Leases
 from ojs_fast.storage.queue_counts import QueueCounts
 
 log = logging.getLogger(__name__)
@@ -33,8 +33,6 @@ ASK_METRICS = b"metrics"
 LIVE_STATES = ("available", "active", "scheduled", "retryable")
 # Stands for all queues together in what nodes ask one another; no queue can have this name.
 ALL = "*"
-# A node that does not answer in this time is counted by what it has written.
-ANSWER_S = 1.0
 
 
 @dataclass(slots=True, frozen=True)
@@ -99,7 +97,7 @@ class Stats:
         claims: Claims,
         tallies: Tallies,
         stale: StaleMessages,
-        leases: Leases,
+        peers: Peers,
         counts: QueueCounts,
         metrics: Metrics,
         clock: NowMs,
@@ -110,7 +108,7 @@ class Stats:
         self._claims = claims
         self._tallies = tallies
         self._stale = stale
-        self._leases = leases
+        self._peers = peers
         self._counts = counts
         self._clock = clock
         self._scheduled = Bucket(stores.connection, names.SCHEDULED)
@@ -119,16 +117,12 @@ class Stats:
     async def of(self, queues: list[Queue]) -> list[Snapshot]:
         """One snapshot per queue. Raises Unavailable."""
         wanted = [queue.name for queue in queues]
-        others = self._leases.live_nodes() - {self._leases.node_id}
-        reports = await asyncio.gather(self.report(wanted), *(self._ask(node_id, wanted) for node_id in others))
-        heard = [report for report in reports if report is not None]
+        heard = await self._reports(wanted)
         return list(await asyncio.gather(*(self._snapshot(queue, heard) for queue in queues)))
 
     async def overall(self) -> Snapshot:
         """All queues together, at a cost that no number of waiting jobs changes. Raises Unavailable."""
-        others = self._leases.live_nodes() - {self._leases.node_id}
-        reports = await asyncio.gather(self.report([ALL]), *(self._ask(node_id, [ALL]) for node_id in others))
-        heard = [report for report in reports if report is not None]
+        heard = await self._reports([ALL])
         messages, scheduled, retryable, total = await asyncio.gather(
             self._counts.all_work_messages(),
             self._scheduled.count(),
@@ -147,22 +141,12 @@ class Stats:
 
     async def metrics(self) -> list[dict[str, Any]]:
         """What each node counted since it started; see `Metrics.report`."""
-        others = self._leases.live_nodes() - {self._leases.node_id}
-        reports = await asyncio.gather(*(self._request(node_id, ASK_METRICS) for node_id in others))
-        return [self._metrics.report(), *(report for report in reports if report is not None)]
+        return [self._metrics.report(), *map(orjson.loads, await self._peers.ask_others(ASK_METRICS))]
 
-    async def _ask(self, node_id: str, wanted: list[str]) -> dict[str, Any] | None:
-        return await self._request(node_id, ASK + orjson.dumps(wanted))
-
-    async def _request(self, node_id: str, question: bytes) -> dict[str, Any] | None:
-        try:
-            async with asyncio.timeout(ANSWER_S):
-                answer = await self._stores.connection.request(names.node_subject(node_id), question)
-        except (Unavailable, TimeoutError) as error:
-            log.info("node %s does not tell its counts: %r", node_id, error)
-            return None
-        report: dict[str, Any] = orjson.loads(answer.data)
-        return report
+    async def _reports(self, wanted: list[str]) -> list[dict[str, Any]]:
+        # A node that does not answer is counted by what it has written.
+        own, others = await asyncio.gather(self.report(wanted), self._peers.ask_others(ASK + orjson.dumps(wanted)))
+        return [own, *map(orjson.loads, others)]
 
     async def report(self, wanted: list[str]) -> dict[str, Any]:
         """What only this node knows, once all it did before is visible in NATS."""
