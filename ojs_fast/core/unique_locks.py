@@ -11,6 +11,7 @@ import logging
 from collections.abc import AsyncIterator, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -21,9 +22,9 @@ from ojs_fast.core.stores import Stores
 from ojs_fast.core.unique import DEFAULT_STATES, FEATURE, Wish
 from ojs_fast.errors import BackendUnavailable
 from ojs_fast.storage import names
-from ojs_fast.storage.buckets import MARKER_TTL_S, Bucket
-from ojs_fast.storage.connection import headers
-from ojs_fast.storage.errors import KeyTaken, RevisionConflict, Unavailable
+from ojs_fast.storage.buckets import Bucket
+from ojs_fast.storage.connection import PubAck
+from ojs_fast.storage.errors import KeyTaken, RevisionConflict
 from ojs_fast.storage.records import WRONG_LAST_SEQUENCE
 
 log = logging.getLogger(__name__)
@@ -152,19 +153,11 @@ class UniqueLocks:
     def give_back(self, record: _core.Record) -> None:
         """Remove the lock of a job unless somebody else has it by now; nobody waits for it."""
         fingerprint, revision, *_ = (record.extra or {})[FEATURE]
-        header = headers(Nats_Expected_Last_Subject_Sequence=revision, KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
-        subject = names.bucket_subject(names.UNIQUE, fingerprint)
-        answer = self._stores.connection.write(subject, b"", header)
 
-        def check(answer: "asyncio.Future[tuple[int, int, str]]") -> None:
+        def check(answer: "asyncio.Future[PubAck]") -> None:
             if answer.cancelled() or answer.exception() is not None:
-                self._propagator.call_later(again)
+                self._propagator.call_later(partial(self._bucket.remove, fingerprint, revision))
             elif answer.result()[1] not in (0, WRONG_LAST_SEQUENCE):
                 log.error("a unique lock is not given back: %s", answer.result()[2])
 
-        async def again() -> None:
-            code = (await self._stores.connection.write(subject, b"", header))[1]
-            if code not in (0, WRONG_LAST_SEQUENCE):
-                raise Unavailable("a unique lock is not given back")
-
-        answer.add_done_callback(check)
+        self._bucket.start_remove(fingerprint, revision).add_done_callback(check)

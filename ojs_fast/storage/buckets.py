@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 
 from ojs_fast import _core
 from ojs_fast.storage import names
-from ojs_fast.storage.connection import Connection, headers
+from ojs_fast.storage.connection import Connection, PubAck, headers
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
 from ojs_fast.storage.records import WRONG_LAST_SEQUENCE
 
@@ -87,11 +87,15 @@ class Bucket:
         if code:
             raise Unavailable(f"JetStream refused to delete {self.name}/{key}: {description}")
 
+    def start_remove(self, key: str, revision: int) -> "asyncio.Future[PubAck]":
+        """Send what removes a key if it still is at `revision`; nobody looks after it."""
+        header = headers(Nats_Expected_Last_Subject_Sequence=revision, KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
+        return self._connection.write(names.bucket_subject(self.name, key), b"", header)
+
     async def remove(self, key: str, revision: int) -> None:
         """Remove a key if it still is at `revision`; otherwise it stays. Raises Unavailable."""
-        header = headers(Nats_Expected_Last_Subject_Sequence=revision, KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
         await self._connection.ready()
-        _, code, description = await self._connection.write(names.bucket_subject(self.name, key), b"", header)
+        _, code, description = await self.start_remove(key, revision)
         if code not in (0, WRONG_LAST_SEQUENCE):
             raise Unavailable(f"JetStream refused to delete {self.name}/{key}: {description}")
 

@@ -24,7 +24,7 @@ _DIRECT_GET = f"$JS.API.DIRECT.GET.{_STREAM}.{_PREFIX}"
 _CREATE = headers(Nats_Expected_Last_Subject_Sequence=0)
 # Longer than a stopped process may sleep before it writes the record after all.
 FENCE_TTL_S = 24 * 3600
-_FENCE = headers(Nats_Expected_Last_Subject_Sequence=0, KV_Operation="DEL", Nats_TTL=f"{FENCE_TTL_S}s")
+MARKER_TTL_S = 60
 
 
 def replace_headers(revision: int, ttl_s: int = 0) -> bytes:
@@ -97,12 +97,10 @@ class Records:
 
         Raises KeyTaken when it was written before, Unavailable.
         """
-        await self._connection.ready()
-        _, code, description = await self._connection.write(_PREFIX + job_id, b"", _FENCE)
-        if code == WRONG_LAST_SEQUENCE:
-            raise KeyTaken(job_id)
-        if code:
-            raise Unavailable(f"JetStream refused a fence: {description} (error {code})")
+        try:
+            await self._mark_deleted(job_id, 0, FENCE_TTL_S)
+        except RevisionConflict:
+            raise KeyTaken(job_id) from None
 
     async def replace_all(self, writes: list[tuple[str, bytes, int, int]]) -> list[int]:
         """Write several records, all or none: `[(job id, record, revision, ttl_s)]`, revision 0 for a new one.
@@ -233,10 +231,9 @@ class Records:
 
     async def delete(self, job_id: str, revision: int) -> None:
         """Delete the record at `revision`; the marker goes by itself. Raises RevisionConflict, Unavailable."""
-        deleted = headers(Nats_Expected_Last_Subject_Sequence=revision, KV_Operation="DEL", Nats_TTL="60s")
+        await self._mark_deleted(job_id, revision, MARKER_TTL_S)
+
+    async def _mark_deleted(self, job_id: str, revision: int, ttl_s: int) -> None:
+        marker = headers(Nats_Expected_Last_Subject_Sequence=revision, KV_Operation="DEL", Nats_TTL=f"{ttl_s}s")
         await self._connection.ready()
-        _, code, description = await self._connection.write(_PREFIX + job_id, b"", deleted)
-        if code == WRONG_LAST_SEQUENCE:
-            raise RevisionConflict(job_id)
-        if code:
-            raise Unavailable(f"JetStream refused the deletion: {description} (error {code})")
+        self._accepted(job_id, *await self._connection.write(_PREFIX + job_id, b"", marker))
