@@ -129,8 +129,8 @@ class DeadLetters:
         async for records in self._matching(DeadFilter()):
             by_queue.update(record.queue for record, _ in records)
             by_error.update(error_type(record) for record, _ in records)
-            times += [min((record.ended_ms for record, _ in records), default=0)] if records else []
-            times += [max((record.ended_ms for record, _ in records), default=0)] if records else []
+            times += (record.ended_ms for record, _ in records)
+            times = [min(times), max(times)] if times else []
         return {
             "total": sum(by_queue.values()),
             "by_queue": dict(by_queue),

@@ -161,12 +161,7 @@ class Stats:
         except (TimeoutError, Unavailable) as error:
             log.info("counts may lack what is under way: %r", error)
         if wanted == [ALL]:
-            names_here = self._tallies.counted_queues()
-            counted = self._tallies.report(names_here)
-            merged = Counts()
-            for name in names_here:
-                merged.merge(Counts.parse(counted[name]))
-            counts = {ALL: merged.as_json(self._clock())}
+            counts = {ALL: self._tallies.report_of_all()}
             return {"owner": self._tallies.owner, "counts": counts, "active": {ALL: len(self._claims)}}
         return {
             "owner": self._tallies.owner,

@@ -11,7 +11,7 @@ import asyncio
 import logging
 import secrets
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 from ojs_fast import _core
@@ -262,23 +262,30 @@ class Tallies:
     def report(self, queues: Iterable[str]) -> dict[str, Any]:
         """All that this node counted of these queues, written behind or not."""
         self._fold()
-        found: dict[str, Any] = {}
-        for queue in queues:
-            counts = Counts()
+        found = {queue: Counts() for queue in queues}
+        for queue, counts in found.items():
             if queue in self._counts:
                 counts.merge(self._counts[queue])
-            for period in self._open:
-                for revision, record, state in period.ended:
-                    if record.queue == queue and revision > period.closed_at:
-                        counts.add(record, state)
-            found[queue] = counts.as_json(self._clock())
-        return found
+        for record, state in self._not_folded():
+            if record.queue in found:
+                found[record.queue].add(record, state)
+        return {queue: counts.as_json(self._clock()) for queue, counts in found.items()}
 
-    def counted_queues(self) -> list[str]:
-        """The queues of which this node counted anything."""
+    def report_of_all(self) -> dict[str, Any]:
+        """`report` for all queues together, as one."""
         self._fold()
-        late = {record.queue for period in self._open for _, record, _ in period.ended}
-        return sorted(late | set(self._counts))
+        total = Counts()
+        for counts in self._counts.values():
+            total.merge(counts)
+        for record, state in self._not_folded():
+            total.add(record, state)
+        return total.as_json(self._clock())
+
+    def _not_folded(self) -> Iterator[tuple[_core.Record, str]]:
+        for period in self._open:
+            for revision, record, state in period.ended:
+                if revision > period.closed_at:
+                    yield record, state
 
     async def stored_of_all(self, without: set[str]) -> Counts:
         """`stored` for all queues together. Raises Unavailable."""
