@@ -7,7 +7,7 @@ from typing import Any
 import orjson
 
 from ojs_fast import _core
-from ojs_fast.api.http import Reply, Request, json_reply
+from ojs_fast.api.http import RFC_3339, Reply, Request, json_reply
 from ojs_fast.config import Settings
 from ojs_fast.core.dead_letters import DeadLetters
 from ojs_fast.core.job_search import JobFilter, JobSearch
@@ -219,7 +219,7 @@ def _moment(request: Request, name: str) -> int:
     try:
         return _core.parse_rfc3339_ms(value)
     except ValueError:
-        raise _invalid(name, value, 'an RFC 3339 time with a zone ("2026-02-12T10:30:00Z")') from None
+        raise _invalid(name, value, RFC_3339) from None
 
 
 def _invalid(name: str, value: str, expected: str) -> InvalidRequest:

@@ -6,7 +6,7 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.api.admin import job_filter, paging
-from ojs_fast.api.http import Reply, Request, json_reply
+from ojs_fast.api.http import Reply, Request, json_reply, moment_ms
 from ojs_fast.config import Settings
 from ojs_fast.core.dead_letters import DeadFilter, DeadLetters, Outcome
 from ojs_fast.errors import invalid_field
@@ -113,14 +113,7 @@ def _confirmed(request: Request) -> DeadFilter:
             raise invalid_field(name, value, f"only {', '.join(_TEXTS + _TIMES)}")
         if not isinstance(value, str):
             raise invalid_field(name, value, "a string")
-    times = {name: _moment(name, given[name]) for name in _TIMES if name in given}
+    times = {name: max(1, moment_ms(name, given[name])) for name in _TIMES if name in given}
     until = [times[name] for name in ("until", "older_than") if name in times]
     queue, type_, error_type = (given.get(name, "") for name in _TEXTS)
     return DeadFilter(queue, type_, error_type, times.get("since", 0), min(until, default=0))
-
-
-def _moment(name: str, value: str) -> int:
-    try:
-        return max(1, _core.parse_rfc3339_ms(value))
-    except ValueError:
-        raise invalid_field(name, value, 'an RFC 3339 time with a zone ("2026-02-12T10:30:00Z")') from None

@@ -4,6 +4,7 @@ Owns headers, body reading and limits, authentication, the error body; must not 
 """
 
 import asyncio
+import contextlib
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -33,6 +34,7 @@ from ojs_fast.errors import (
     Unauthorized,
     Unsupported,
     ValidationFailed,
+    invalid_field,
 )
 from ojs_fast.storage.errors import Unavailable
 
@@ -43,6 +45,7 @@ PLAIN_JSON = b"application/json"
 VERSION = b"1.0"
 BODY_TIMEOUT_S = 60
 QUEUE_FULL_RETRY_S = 1
+RFC_3339 = 'an RFC 3339 time with a zone ("2026-02-12T10:30:00Z")'
 DOCS_URL = "https://openjobspec.org/docs/errors#"
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -218,6 +221,14 @@ class Request:
         except orjson.JSONDecodeError:  # a number beyond a double: find the field, to name it
             decoded = {name: decode_field(self.body[start:end], name) for name, (start, end) in members.items()}
         return decoded
+
+
+def moment_ms(field: str, value: object) -> int:
+    """A time in a body as epoch ms. Raises InvalidRequest."""
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            return _core.parse_rfc3339_ms(value)
+    raise invalid_field(field, value, RFC_3339)
 
 
 def idempotency_key(request: Request) -> str | None:

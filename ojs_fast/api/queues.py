@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from typing import Any
 
 from ojs_fast import _core
-from ojs_fast.api.http import Reply, Request, json_reply
+from ojs_fast.api.http import Reply, Request, json_reply, moment_ms
 from ojs_fast.core.queue_admin import PURGEABLE, Purge, QueueAdmin
 from ojs_fast.core.queues import Queue, Queues
 from ojs_fast.core.refusals import refused
@@ -130,7 +130,8 @@ class QueueHandlers:
         for number, state in enumerate(states):
             if state not in PURGEABLE:
                 raise invalid_field(f"states[{number}]", state, f"one of {', '.join(PURGEABLE)}")
-        what = Purge(frozenset(states), _moment(body.get("older_than")))
+        older_than = body.get("older_than")
+        what = Purge(frozenset(states), 0 if older_than is None else max(1, moment_ms("older_than", older_than)))
         purged = await self._admin.purge(name, what)
         return json_reply({"queue": name, "purged_count": purged, "states": states})
 
@@ -167,17 +168,6 @@ def _only(body: dict[str, Any], known: Iterable[str]) -> None:
     for field, value in body.items():
         if field not in known:
             raise invalid_field(field[:80], value, f"only {', '.join(known)}")
-
-
-def _moment(value: object) -> int:
-    if value is None:
-        return 0
-    try:
-        if not isinstance(value, str):
-            raise ValueError  # noqa: TRY301, TRY004 - joins the parser's own errors
-        return max(1, _core.parse_rfc3339_ms(value))
-    except ValueError:
-        raise invalid_field("older_than", value, 'an RFC 3339 time with a zone ("2026-02-12T10:30:00Z")') from None
 
 
 def _checked(name: str) -> str:
