@@ -201,7 +201,7 @@ class Node:
     def _make_views(self) -> None:
         self.search = JobSearch(self.stores)
         self.idempotent = IdempotentRequests(self.stores, self.clock)
-        self.bulk = Bulk(self.stores, self.jobs, self.dead_letters, self.search, self.events)
+        self.bulk = Bulk(self.jobs, self.dead_letters, self.search, self.events)
         self.live = LiveEvents(self.stores.event_log, partial(EventFeed, self.connection), self.clock)
         self.metrics.gauges["claims"] = lambda: len(self.claims)
         self.metrics.gauges["live_listeners"] = lambda: self.live.count

@@ -9,15 +9,15 @@ from ojs_fast import _core
 from ojs_fast.api.admin import STATES
 from ojs_fast.api.http import Reply, Request, idempotency_key, moment_ms
 from ojs_fast.core.admission import Ticket
-from ojs_fast.core.bulk import CANCELLABLE, RETRIABLE, Bulk, Item, Outcome, reason
+from ojs_fast.core.bulk import RETRIABLE, Bulk, Item, Outcome, reason
 from ojs_fast.core.idempotency import Answer, DerivedIds, IdempotentRequests, enqueue_batch_once
 from ojs_fast.core.job_search import JobFilter
-from ojs_fast.core.jobs import MAX_BATCH, Jobs
+from ojs_fast.core.jobs import MAX_BATCH, WAITING_STATES, Jobs
 from ojs_fast.core.refusals import refused
 from ojs_fast.errors import BackendUnavailable, OJSError, Unsupported, invalid_field
 
 DONE = {"cancel": "cancelled", "retry": "retried", "delete": "deleted", "get": "found"}
-ADMIN_STATES = {"cancel": CANCELLABLE, "retry": RETRIABLE, "delete": ("completed", "discarded", "cancelled")}
+ADMIN_STATES = {"cancel": WAITING_STATES, "retry": RETRIABLE, "delete": ("completed", "discarded", "cancelled")}
 ITEMS_OF_A_FILTER = 1000
 ERRORS_TOLD = 100
 _ATOMICITIES = ("partial", "atomic")

@@ -11,15 +11,11 @@ from ojs_fast.core.dead_letters import DeadLetters
 from ojs_fast.core.events import Events
 from ojs_fast.core.idempotency import DerivedIds, is_own
 from ojs_fast.core.job_search import JobFilter, JobSearch
-from ojs_fast.core.jobs import Jobs
-from ojs_fast.core.propagate import dead_key
-from ojs_fast.core.stores import Stores
+from ojs_fast.core.jobs import WAITING_STATES, Jobs
 from ojs_fast.errors import Conflict, Duplicate, OJSError
-from ojs_fast.storage import names
 from ojs_fast.storage.errors import RevisionConflict
 
 AT_ONCE = 200
-CANCELLABLE = ("available", "scheduled", "retryable", "pending")
 RETRIABLE = ("discarded", "retryable")
 
 
@@ -61,10 +57,7 @@ class Outcome:
 class Bulk:
     """Enqueue, cancel, retry, delete, get."""
 
-    def __init__(
-        self, stores: Stores, jobs: Jobs, dead_letters: DeadLetters, search: JobSearch, events: Events
-    ) -> None:
-        self._stores = stores
+    def __init__(self, jobs: Jobs, dead_letters: DeadLetters, search: JobSearch, events: Events) -> None:
         self._jobs = jobs
         self._dead_letters = dead_letters
         self._search = search
@@ -140,7 +133,7 @@ class Bulk:
         return (await self._jobs.load(job_id))[1]
 
     async def _cancel(self, job_id: str) -> bytes:
-        return (await self._jobs.cancel(job_id, CANCELLABLE))[1]
+        return (await self._jobs.cancel(job_id, WAITING_STATES))[1]
 
     async def _retry(self, job_id: str) -> bytes:
         record, _, _ = await self._jobs.load(job_id)
@@ -165,11 +158,9 @@ class Bulk:
                 hint="Cancel it first.",
             )
         try:
-            await self._stores.records.delete(job_id, revision)
+            await self._jobs.remove(record, revision)
         except RevisionConflict:
             raise Conflict(f"Job '{job_id}' has just been changed.", details={"job_id": job_id}) from None
-        if record.dead_letter:
-            self._stores.outbox.erase(names.DEAD, dead_key(record))
         return stored
 
 

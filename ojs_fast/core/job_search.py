@@ -11,13 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from ojs_fast import _core
+from ojs_fast.core.propagate import LISTED
 from ojs_fast.core.stats import LIVE_STATES
 from ojs_fast.core.stores import Stores
 from ojs_fast.storage import names, walks
 
 # How many messages one request looks at.
 WALK_LIMIT = 20_000
-LISTED = {"scheduled": names.SCHEDULED, "retryable": names.RETRY}
 
 
 @dataclass(slots=True, frozen=True)

@@ -12,7 +12,7 @@ from ojs_fast.core.admission import Admission, Grant, Ticket
 from ojs_fast.core.claims import Claims
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
-from ojs_fast.core.propagate import WAITING, Propagator, scheduled_key
+from ojs_fast.core.propagate import WAITING, Propagator, dead_key, scheduled_key
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.refusals import refused
 from ojs_fast.core.retention import Retention
@@ -41,6 +41,8 @@ log = logging.getLogger(__name__)
 # How often a change is tried again when somebody else changed the job in between.
 ATTEMPTS = 10
 MAX_BATCH = 10_000
+# In these a job has not ended and no worker has it.
+WAITING_STATES = ("available", "scheduled", "retryable", "pending")
 # Room that a new record leaves for what the server itself adds later: worker, times, an error of its own.
 GROWTH_BYTES = 8192
 
@@ -90,14 +92,8 @@ class Jobs:
         Two round trips: create the record, publish the work message. `ticket` tells how long to wait for room in
         a bounded queue, `new_id` makes the id of a job without one. Raises OJSError.
         """
-        try:
-            record = _core.parse_enqueue(body, self._clock(), new_id or self._ids.next, self._settings.max_depth)
-        except (ValueError, TypeError) as error:
-            raise refused(error) from None
-        record.node_id = self._node_id
-        if self._queues.rules:
-            self._apply_rules([record])
-        if record.extra is not None and unique.FEATURE in record.extra:
+        record = self._parsed(body, new_id or self._ids.next)
+        if unique.is_asked_for(record):
             return await self._enqueue_unique(record, ticket)
         stored = self._serialized(record)
         if not self._queues.knows(record.queue, record.priority):
@@ -157,13 +153,7 @@ class Jobs:
 
         Raises OJSError, Unavailable.
         """
-        try:
-            record = _core.parse_enqueue(body, self._clock(), lambda _: job_id, self._settings.max_depth)
-        except (ValueError, TypeError) as error:
-            raise refused(error) from None
-        record.node_id = self._node_id
-        if self._queues.rules:
-            self._apply_rules([record])
+        record = self._parsed(body, lambda _: job_id)
         wish = unique.wish_of(record) if unique.is_asked_for(record) else None
         if extra is not None:
             record.extra = {**(record.extra or {}), **extra}
@@ -192,6 +182,22 @@ class Jobs:
         self._announce(record)
         return record
 
+    def _parsed(self, body: bytes, new_id: NewId) -> _core.Record:
+        try:
+            record = _core.parse_enqueue(body, self._clock(), new_id, self._settings.max_depth)
+        except (ValueError, TypeError) as error:
+            raise refused(error) from None
+        record.node_id = self._node_id
+        if self._queues.rules:
+            self._apply_rules([record])
+        return record
+
+    def _parsed_batch(self, body: bytes, new_id: NewId) -> list[_core.Record]:
+        try:
+            return _core.parse_batch(body, self._clock(), new_id, self._settings.max_depth, MAX_BATCH)
+        except (ValueError, TypeError) as error:
+            raise refused(error) from None
+
     def _apply_rules(self, records: list[_core.Record]) -> None:
         for record in records:
             rules = self._queues.rules.get(record.queue)
@@ -216,10 +222,7 @@ class Jobs:
             made.add(id_)
             return id_
 
-        try:
-            records = _core.parse_batch(body, self._clock(), new_id or new, self._settings.max_depth, MAX_BATCH)
-        except (ValueError, TypeError) as error:
-            raise refused(error) from None
+        records = self._parsed_batch(body, new_id or new)
         ids_are_new = len(made) == len(records)
         if not ids_are_new:
             self._refuse_twins(records)
@@ -227,11 +230,7 @@ class Jobs:
             record.node_id = self._node_id
         if self._queues.rules:
             self._apply_rules(records)
-        wishes = {
-            place: unique.wish_of(record)
-            for place, record in enumerate(records)
-            if record.extra is not None and unique.FEATURE in record.extra
-        }
+        wishes = {place: unique.wish_of(record) for place, record in enumerate(records) if unique.is_asked_for(record)}
         await self._open_levels([r for r in records if not self._queues.knows(r.queue, r.priority)])
         if not wishes:
             batch = [(record.id, record.serialize()) for record in records]
@@ -369,11 +368,7 @@ class Jobs:
 
     def ids_of_batch(self, body: bytes, new_id: NewId) -> list[str]:
         """The ids that `enqueue_batch` would give these jobs. Raises OJSError."""
-        try:
-            records = _core.parse_batch(body, self._clock(), new_id, self._settings.max_depth, MAX_BATCH)
-        except (ValueError, TypeError) as error:
-            raise refused(error) from None
-        return [record.id for record in records]
+        return [record.id for record in self._parsed_batch(body, new_id)]
 
     async def existing(self, job_ids: list[str]) -> list[bytes]:
         """The records of those jobs that exist, in the order given. Raises Unavailable."""
@@ -471,6 +466,12 @@ class Jobs:
         record, stored = await self.change(job_id, "activate", lambda r, now: r.activate(now))
         self._events.job("job.enqueued", record, before="pending")
         return record, stored
+
+    async def remove(self, record: _core.Record, revision: int) -> None:
+        """Delete a job that has ended, and its entry among the dead letters. Raises RevisionConflict, Unavailable."""
+        await self._stores.records.delete(record.id, revision)
+        if record.dead_letter:
+            self._stores.outbox.erase(names.DEAD, dead_key(record))
 
 
 def _duplicate(job_id: str) -> Duplicate:

@@ -2,12 +2,10 @@
 
 from ojs_fast import _core
 from ojs_fast.core.events import Events
-from ojs_fast.core.jobs import Jobs
+from ojs_fast.core.jobs import WAITING_STATES, Jobs
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.stale import MOVED, published_ms
 
-# Where a change still has an effect on the order (ojs-priority section 8.1 names the first two).
-CHANGEABLE = ("available", "scheduled", "retryable", "pending")
 OPERATION = "change the priority of"
 
 
@@ -27,7 +25,7 @@ class Priorities:
         record, stored, _ = await self._jobs.load(job_id)
         if self._jobs.is_past(record):
             await self._jobs.get(job_id)  # discards it
-        elif record.state in CHANGEABLE:
+        elif record.state in WAITING_STATES:
             if record.priority == priority:
                 return stored, priority
             await self._queues.ensure(record.queue, priority)
@@ -35,8 +33,9 @@ class Priorities:
 
         def apply(record: _core.Record, now_ms: int) -> None:
             nonlocal previous
-            if record.state not in CHANGEABLE:
-                raise _core.IllegalTransition(OPERATION, record.state, CHANGEABLE)
+            # Where it still has an effect on the order; ojs-priority section 8.1 names the first two.
+            if record.state not in WAITING_STATES:
+                raise _core.IllegalTransition(OPERATION, record.state, WAITING_STATES)
             previous = record.priority
             if record.state == "available":
                 # What finds the old message, also after the node that was to delete it died.

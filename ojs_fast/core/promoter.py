@@ -16,7 +16,7 @@ import orjson
 from ojs_fast import _core
 from ojs_fast.core.clock import Deadlines, NowMs
 from ojs_fast.core.events import Events
-from ojs_fast.core.propagate import WAITING, Propagator, expiry_key, scheduled_key
+from ojs_fast.core.propagate import LISTED, WAITING, Propagator, expiry_key, scheduled_key
 from ojs_fast.core.retention import Retention
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
@@ -28,7 +28,7 @@ from ojs_fast.storage.errors import RevisionConflict, Unavailable
 
 log = logging.getLogger(__name__)
 
-LISTED_STATES = {names.SCHEDULED: "scheduled", names.RETRY: "retryable"}
+_STATE_OF = {bucket: state for state, bucket in LISTED.items()}
 RETRY_LATER_MS = 500
 
 
@@ -152,7 +152,7 @@ class Promoter:
                 self._propagator.forsake(record)
                 self._stale.left_by(record, written)
             event_type = "job.expired" if record.state == "discarded" else "job.enqueued"
-            self._events.job(event_type, record, before=LISTED_STATES.get(bucket, ""))
+            self._events.job(event_type, record, before=_STATE_OF.get(bucket, ""))
         if published is not None:
             # Not for its outcome, which `follow_or_doubt` handles: NATS is to keep up.
             await asyncio.wait([published])

@@ -21,6 +21,8 @@ log = logging.getLogger(__name__)
 AT_ONCE = 200
 # The states in which `expires_at` ends a job.
 WAITING = ("available", "scheduled", "retryable")
+# The states whose jobs an index lists by queue.
+LISTED = {"scheduled": names.SCHEDULED, "retryable": names.RETRY}
 
 
 def dead_key(record: _core.Record) -> str:

@@ -10,8 +10,8 @@ from ojs_fast import _core
 from ojs_fast.core import queue_config
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
-from ojs_fast.core.jobs import Jobs
-from ojs_fast.core.propagate import dead_key
+from ojs_fast.core.jobs import WAITING_STATES, Jobs
+from ojs_fast.core.propagate import LISTED
 from ojs_fast.core.queues import Queue, Queues
 from ojs_fast.core.stats import Stats
 from ojs_fast.core.stores import Stores
@@ -26,7 +26,6 @@ log = logging.getLogger(__name__)
 
 AT_ONCE = 200
 PAGE = 500
-WAITING_STATES = ("available", "scheduled", "retryable", "pending")
 PURGEABLE = (*WAITING_STATES, "completed", "discarded", "cancelled")
 
 
@@ -153,7 +152,7 @@ class QueueAdmin:
         if "available" in what.states:
             async for job_ids in self._available(queue):
                 yield job_ids
-        for state, bucket in (("scheduled", names.SCHEDULED), ("retryable", names.RETRY)):
+        for state, bucket in LISTED.items():
             if state in what.states:
                 async for job_ids in self._indexed(bucket, queue.name):
                     yield job_ids
@@ -180,9 +179,7 @@ class QueueAdmin:
             if record.state in WAITING_STATES:
                 await self._jobs.cancel(job_id, WAITING_STATES)
             else:
-                await self._stores.records.delete(job_id, revision)
-                if record.dead_letter:
-                    self._stores.outbox.erase(names.DEAD, dead_key(record))
+                await self._jobs.remove(record, revision)
         except (NotFound, Conflict, RevisionConflict):
             return False  # it moved on meanwhile
         return True
