@@ -164,8 +164,9 @@ class Node:
         )
         self._make_workflows(settings)
         self._make_priorities()
+        self.search = JobSearch(self.stores)
         self.queue_admin = QueueAdmin(
-            self.stores, self.queues, self.jobs, self.stats, counts, self.tallies, self.events, clock
+            self.stores, self.queues, self.jobs, self.search, self.stats, counts, self.tallies, self.events, clock
         )
         self.admission.drop = self.queue_admin.drop_oldest
         self._make_views()
@@ -199,7 +200,6 @@ class Node:
         self.queues.announce = self.levels.announce
 
     def _make_views(self) -> None:
-        self.search = JobSearch(self.stores)
         self.idempotent = IdempotentRequests(self.stores, self.clock)
         self.bulk = Bulk(self.jobs, self.dead_letters, self.search, self.events)
         self.live = LiveEvents(self.stores.event_log, partial(EventFeed, self.connection), self.clock)

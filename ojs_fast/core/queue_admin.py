@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,22 +10,19 @@ from ojs_fast import _core
 from ojs_fast.core import queue_config
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
+from ojs_fast.core.job_search import JobFilter, JobSearch
 from ojs_fast.core.jobs import WAITING_STATES, Jobs
-from ojs_fast.core.propagate import LISTED
 from ojs_fast.core.queues import Queue, Queues
 from ojs_fast.core.stats import Stats
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Tallies
 from ojs_fast.errors import Conflict, NotFound, OJSError
-from ojs_fast.storage import names
-from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.errors import RevisionConflict
 from ojs_fast.storage.queue_counts import QueueCounts
 
 log = logging.getLogger(__name__)
 
 AT_ONCE = 200
-PAGE = 500
 PURGEABLE = (*WAITING_STATES, "completed", "discarded", "cancelled")
 
 
@@ -61,6 +58,7 @@ class QueueAdmin:
         stores: Stores,
         queues: Queues,
         jobs: Jobs,
+        search: JobSearch,
         stats: Stats,
         counts: QueueCounts,
         tallies: Tallies,
@@ -70,6 +68,7 @@ class QueueAdmin:
         self._stores = stores
         self._queues = queues
         self._jobs = jobs
+        self._search = search
         self._stats = stats
         self._counts = counts
         self._tallies = tallies
@@ -130,9 +129,9 @@ class QueueAdmin:
 
     async def purge(self, name: str, what: Purge) -> int:
         """Cancel the waiting jobs and delete the ended ones that `what` takes; how many. Raises OJSError."""
-        queue = await self.find(name)
+        await self.find(name)
         purged = 0
-        async for job_ids in self._candidates(queue, what):
+        async for job_ids in self._search.ids(JobFilter(name, tuple(what.states))):
             for start in range(0, len(job_ids), AT_ONCE):
                 gone = await asyncio.gather(
                     *(self._purge_one(job_id, name, what) for job_id in job_ids[start : start + AT_ONCE])
@@ -140,36 +139,6 @@ class QueueAdmin:
                 purged += sum(gone)
         self._events.announce("queue.purged", name, {"queue": name, "purged": purged, "states": sorted(what.states)})
         return purged
-
-    async def _candidates(self, queue: Queue, what: Purge) -> AsyncIterator[list[str]]:
-        if what.states - {"available", "scheduled", "retryable"}:
-            # Nothing lists these by queue: an operator's rare request pays for the walk.
-            after = 0
-            while page := await self._stores.records.written_since("1970-01-01T00:00:00.000Z", after):
-                after = page[-1][2]
-                yield [job_id for job_id, stored, _ in page if _takes(stored, queue.name, what)]
-            return
-        if "available" in what.states:
-            async for job_ids in self._available(queue):
-                yield job_ids
-        for state, bucket in LISTED.items():
-            if state in what.states:
-                async for job_ids in self._indexed(bucket, queue.name):
-                    yield job_ids
-
-    async def _available(self, queue: Queue) -> AsyncIterator[list[str]]:
-        for level in queue.levels:
-            subject = names.work_subject(queue.name, level)
-            query: dict[str, Any] = {"seq": 1}
-            while page := await self._stores.work.messages(query, subject):
-                query = {"seq": page[-1][0] + 1}
-                yield list(_job_ids(payload for _, _, payload in page))
-
-    async def _indexed(self, bucket: str, queue: str) -> AsyncIterator[list[str]]:
-        after, index = 0, Bucket(self._stores.connection, bucket)
-        while page := await index.page(after, PAGE, f"{names.encode_token(queue)}.>"):
-            after = page[-1][2]
-            yield [names.indexed_job(key) for key, _, _ in page]
 
     async def _purge_one(self, job_id: str, queue: str, what: Purge) -> bool:
         try:
@@ -226,13 +195,6 @@ class QueueAdmin:
         facts = {"queue": record.queue, "job_id": job_id, "job_type": record.type}
         self._events.announce("backpressure.dropped", record.queue, facts)
         return True
-
-
-def _takes(stored: bytes, queue: str, what: Purge) -> bool:
-    try:
-        return what.takes(_core.Record.parse(stored), queue)
-    except ValueError:
-        return False
 
 
 def _job_ids(payloads: Iterable[bytes]) -> Iterable[str]:

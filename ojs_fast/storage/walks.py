@@ -13,17 +13,19 @@ WIDEST = 1 << 22
 
 
 async def oldest_first(connection: Connection, stream: str, subject: str) -> AsyncIterator[list[_core.WireMessage]]:
-    """Every live message whose subject matches, in pages. Raises Unavailable."""
-    after = 0
-    while True:
+    """Every live message whose subject matches, in pages, up to the newest there is now. Raises Unavailable.
+
+    So whoever changes what is found does not meet the messages of these changes.
+    """
+    after, last = await _bounds(connection, stream)
+    after -= 1
+    while after < last:
         query = {"next_by_subj": subject, "seq": after + 1, "batch": READ_AT_ONCE}
         batch = await connection.get_batch(stream, query)
-        if not batch:
-            return
-        after = batch[-1].sequence
-        yield [message for message in batch if message.is_live]
+        yield [message for message in batch if message.is_live and message.sequence <= last]
         if len(batch) < READ_AT_ONCE:
             return
+        after = batch[-1].sequence
 
 
 async def newest_first(connection: Connection, stream: str, subject: str) -> AsyncIterator[list[_core.WireMessage]]:

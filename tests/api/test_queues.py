@@ -236,6 +236,19 @@ def test_a_purge_of_ended_jobs_deletes_them(api: Api) -> None:
     assert counts(api, queue) == {"completed": 1, "cancelled": 1}
 
 
+def test_a_purge_does_not_meet_what_it_has_just_cancelled(api: Api) -> None:
+    """Each job once, though a cancelled one moves to where the purge has yet to look."""
+    queue = unique_queue()
+    gone = api.enqueue(queue)["id"]
+    api.cancel(gone)
+    waiting = api.enqueue_batch([job_request(queue) for _ in range(700)])
+    body = {"states": ["available", "pending", "cancelled"], "confirm": True}
+    assert api.call("POST", f"/queues/{queue}/purge", body)["purged_count"] == 701
+    assert {api.get(job["id"])["state"] for job in waiting[::100]} == {"cancelled"}
+    assert api.request("GET", f"/jobs/{gone}").status_code == 404
+    assert counts(api, queue) == {"cancelled": 701}
+
+
 # -- backpressure --------------------------------------------------------------------------------
 
 
