@@ -217,7 +217,7 @@ def _moment(request: Request, name: str) -> int:
     if not value:
         return 0
     try:
-        return _core.parse_rfc3339_ms(value)
+        return _core.parse_rfc3339_ms(value) or 1  # 0 stands for no time
     except ValueError:
         raise _invalid(name, value, RFC_3339) from None
 

@@ -113,7 +113,7 @@ def _confirmed(request: Request) -> DeadFilter:
             raise invalid_field(name, value, f"only {', '.join(_TEXTS + _TIMES)}")
         if not isinstance(value, str):
             raise invalid_field(name, value, "a string")
-    times = {name: max(1, moment_ms(name, given[name])) for name in _TIMES if name in given}
+    times = {name: moment_ms(name, given[name]) for name in _TIMES if name in given}
     until = [times[name] for name in ("until", "older_than") if name in times]
     queue, type_, error_type = (given.get(name, "") for name in _TEXTS)
     return DeadFilter(queue, type_, error_type, times.get("since", 0), min(until, default=0))

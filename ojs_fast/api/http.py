@@ -224,10 +224,10 @@ class Request:
 
 
 def moment_ms(field: str, value: object) -> int:
-    """A time in a body as epoch ms. Raises InvalidRequest."""
+    """A time in a body as epoch ms, never 0: that stands for no time. Raises InvalidRequest."""
     if isinstance(value, str):
         with contextlib.suppress(ValueError):
-            return _core.parse_rfc3339_ms(value)
+            return _core.parse_rfc3339_ms(value) or 1
     raise invalid_field(field, value, RFC_3339)
 
 

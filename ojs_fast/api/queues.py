@@ -131,7 +131,7 @@ class QueueHandlers:
             if state not in PURGEABLE:
                 raise invalid_field(f"states[{number}]", state, f"one of {', '.join(PURGEABLE)}")
         older_than = body.get("older_than")
-        what = Purge(frozenset(states), 0 if older_than is None else max(1, moment_ms("older_than", older_than)))
+        what = Purge(frozenset(states), 0 if older_than is None else moment_ms("older_than", older_than))
         purged = await self._admin.purge(name, what)
         return json_reply({"queue": name, "purged_count": purged, "states": states})
 

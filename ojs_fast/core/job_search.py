@@ -64,7 +64,7 @@ class JobFilter:
 
     def _takes_meta(self, record: _core.Record) -> bool:
         meta = json.loads(_core.public_job(record.serialize())).get("meta", {})
-        return all(name in meta and meta[name] == value for name, value in self.meta)
+        return all(name in meta and _is_same(meta[name], value) for name, value in self.meta)
 
     @property
     def counted_state(self) -> str:
@@ -126,6 +126,15 @@ class JobSearch:
                 found = await self._stores.records.get_many(job_ids)
                 stored = [found[job_id][0] for job_id in job_ids if job_id in found]
                 yield [(record, one) for one in stored if (record := _parse(one)) is not None]
+
+
+def _is_same(one: Any, other: Any) -> bool:
+    """JSON's equality: `true` is not 1, as it is in Python."""
+    if isinstance(one, dict) and isinstance(other, dict):
+        return one.keys() == other.keys() and all(_is_same(value, other[name]) for name, value in one.items())
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_is_same, one, other))
+    return isinstance(one, bool) == isinstance(other, bool) and bool(one == other)
 
 
 def _sources(wanted: JobFilter) -> list[tuple[str, str]]:
