@@ -1,6 +1,7 @@
 """Handlers of `/jobs/bulk…` and `/admin/jobs/bulk/…` (ojs-bulk-operations, ojs-admin-api section 8)."""
 
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -57,10 +58,7 @@ class BulkHandlers:
             return _partial(await self._bulk.enqueue(bodies, Ticket(), ids))
 
         answer = await act(None) if key is None else await self._idempotent.run("bulk", key, request.body, act)
-        headers = [(b"x-ojs-batch-size", b"%d" % len(bodies))]
-        if answer.is_replay:
-            headers.append((b"idempotency-replayed", b"true"))
-        return Reply(answer.status, answer.body, headers)
+        return _reply(answer, len(bodies))
 
     async def _enqueue_all(self, body: bytes, bodies: list[bytes], ids: DerivedIds | None) -> Answer:
         try:
@@ -89,26 +87,31 @@ class BulkHandlers:
 
         async def handler(request: Request) -> Reply:
             body = request.json()
-            job_ids, wanted = body.get("job_ids"), body.get("filter")
             if body.get("atomicity", "partial") != "partial":
                 raise Unsupported(
                     "Field 'atomicity' is not 'partial'; only enqueues can be atomic.",
                     details={"field": "atomicity", "supported": ["partial"]},
                 )
+            job_ids, wanted = body.get("job_ids"), body.get("filter")
             if (job_ids is None) == (wanted is None):
                 raise invalid_field("job_ids", None if job_ids is None else "given", "either 'job_ids' or 'filter'")
-            if job_ids is None:
-                default = ("available", "scheduled") if action == "cancel" else ADMIN_STATES.get(action, ())
-                outcome = await self._bulk.act_on_matching(action, _filter(wanted, default), ITEMS_OF_A_FILTER)
-            else:
+            if job_ids is not None:
                 if not isinstance(job_ids, list) or not all(isinstance(one, str) for one in job_ids):
                     raise invalid_field("job_ids", job_ids, "an array of job ids")
                 if len(job_ids) > MAX_BATCH:
                     return _too_many(len(job_ids))
-                outcome = await self._bulk.act(action, job_ids)
-            return _acted(action, outcome)
+            key = _key(request, body.get("idempotency_key")) if action != "get" else None
+            act = partial(self._act, action, job_ids, wanted)
+            answer = await act() if key is None else await self._idempotent.run(action, key, request.body, act)
+            return _reply(answer, orjson.loads(answer.body)["total"] if job_ids is None else len(job_ids))
 
         return handler
+
+    async def _act(self, action: str, job_ids: list[str] | None, wanted: Any, _: DerivedIds | None = None) -> Answer:
+        if job_ids is not None:
+            return _acted(action, await self._bulk.act(action, job_ids))
+        default = ("available", "scheduled") if action == "cancel" else ADMIN_STATES.get(action, ())
+        return _acted(action, await self._bulk.act_on_matching(action, _filter(wanted, default), ITEMS_OF_A_FILTER))
 
     def admin(self, action: str) -> Callable[[Request], Awaitable[Reply]]:
         """POST /admin/jobs/bulk/retry, /cancel, /delete (ojs-admin-api section 8): a filter and `confirm: true`."""
@@ -145,9 +148,7 @@ def _bulk_request(request: Request) -> tuple[str, str | None, list[bytes]]:
     atomicity = values.get("atomicity") or "partial"
     if atomicity not in _ATOMICITIES:
         raise invalid_field("atomicity", atomicity, " or ".join(_ATOMICITIES))
-    key = idempotency_key(request) or values.get("idempotency_key")
-    if key is not None and not isinstance(key, str):
-        raise invalid_field("idempotency_key", key, "a string of 1 to 256 characters")
+    key = _key(request, values.get("idempotency_key"))
     span = members.get("jobs")
     if span is None or request.body[span[0] : span[0] + 1] != b"[":
         raise invalid_field("jobs", None if span is None else "no array", "an array of jobs (required)")
@@ -155,6 +156,21 @@ def _bulk_request(request: Request) -> tuple[str, str | None, list[bytes]]:
     if not bodies:
         raise invalid_field("jobs", [], f"from 1 to {MAX_BATCH} jobs")
     return atomicity, key, bodies
+
+
+def _key(request: Request, in_body: Any) -> str | None:
+    """The idempotency key, None without one; the header goes before the body (section 11.3). Raises InvalidRequest."""
+    key = idempotency_key(request) or in_body
+    if key is not None and not isinstance(key, str):
+        raise invalid_field("idempotency_key", key, "a string of 1 to 256 characters")
+    return key
+
+
+def _reply(answer: Answer, count: int) -> Reply:
+    headers = [(b"x-ojs-batch-size", b"%d" % count)]
+    if answer.is_replay:
+        headers.append((b"idempotency-replayed", b"true"))
+    return Reply(answer.status, answer.body, headers)
 
 
 def _partial(outcome: Outcome) -> Answer:
@@ -174,7 +190,7 @@ def _enqueued(outcome: Outcome) -> bytes:
     return orjson.dumps({"total": outcome.total, "succeeded": outcome.done, "failed": outcome.failed, "items": items})
 
 
-def _acted(action: str, outcome: Outcome) -> Reply:
+def _acted(action: str, outcome: Outcome) -> Answer:
     items = []
     for item in outcome.items:
         told: dict[str, Any] = {"index": item.index, "job_id": item.job_id}
@@ -195,7 +211,7 @@ def _acted(action: str, outcome: Outcome) -> Reply:
         "items": items,
     }
     status = 200 if not outcome.failed else 207 if outcome.done else 422
-    return Reply(status, orjson.dumps(body), [(b"x-ojs-batch-size", b"%d" % outcome.total)])
+    return Answer(status, orjson.dumps(body))
 
 
 def _too_many(count: int) -> Reply:

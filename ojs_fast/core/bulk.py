@@ -9,7 +9,7 @@ from ojs_fast import _core
 from ojs_fast.core.admission import Ticket
 from ojs_fast.core.dead_letters import DeadLetters
 from ojs_fast.core.events import Events
-from ojs_fast.core.idempotency import DerivedIds, is_own
+from ojs_fast.core.idempotency import DerivedIds, is_own, made_before
 from ojs_fast.core.job_search import JobFilter, JobSearch
 from ojs_fast.core.jobs import WAITING_STATES, Jobs
 from ojs_fast.errors import Conflict, Duplicate, OJSError
@@ -74,19 +74,24 @@ class Bulk:
     async def enqueue(self, bodies: list[bytes], ticket: Ticket | None, ids: DerivedIds | None) -> Outcome:
         """Each job for itself: what is refused leaves the others alone (section 5.3, partial)."""
         outcome = Outcome()
+        # Asking again for what is there could find another job in its way by now.
+        made = await self._jobs.existing(map(ids.at, range(len(bodies)))) if ids is not None and ids.is_retry else {}
 
         async def one(index: int) -> Item:
+            if ids is not None and (there := made.get(ids.at(index))):
+                return Item(index, ids.at(index), "done", there)
             new_id = None if ids is None else lambda _: ids.at(index)
             try:
                 job_id, stored, is_new = await self._jobs.enqueue(bodies[index], ticket, new_id)
             except Duplicate as duplicate:
-                existing_id = (duplicate.details or {}).get("existing_job_id", "")
                 if ids is not None and is_own(duplicate, ids):
-                    return Item(index, existing_id, "done", (await self._jobs.load(existing_id))[1])
-                return Item(index, existing_id, "failed", error=duplicate)
+                    job_id, stored = await made_before(self._jobs, bodies[index], duplicate)
+                    return Item(index, job_id, "done", stored)
+                return Item(index, (duplicate.details or {}).get("existing_job_id", ""), "failed", error=duplicate)
             except OJSError as error:
                 return Item(index, "", "failed", error=error)
-            return Item(index, job_id, "done" if is_new else "duplicate", stored)
+            is_own_job = is_new or (ids is not None and job_id == ids.at(index))
+            return Item(index, job_id, "done" if is_own_job else "duplicate", stored)
 
         for start in range(0, len(bodies), AT_ONCE):
             for item in await asyncio.gather(*map(one, range(start, min(start + AT_ONCE, len(bodies))))):

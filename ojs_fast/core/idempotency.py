@@ -2,11 +2,15 @@
 
 The key's entry is written before anything else and tells since when; the ids of the jobs are derived from it. So
 whoever repeats the request, on whatever node, after whatever crash, creates the same jobs: those that exist are found
-by their ids, those that are missing are made. The answer is added to the entry, and repeated for 24 hours.
+by their ids, those that are missing are made. The answer is added to the entry and repeated for 24 hours, whatever
+became of the jobs; one that is too long for an entry lies in pieces beside it.
 """
 
+import asyncio
+import contextlib
 import hashlib
 import itertools
+import zlib
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,14 +22,19 @@ from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import BackendUnavailable, Conflict, Duplicate, InvalidRequest, OJSError
 from ojs_fast.storage import names
+from ojs_fast.storage.blobs import Blobs
 from ojs_fast.storage.buckets import Bucket
-from ojs_fast.storage.errors import RevisionConflict
+from ojs_fast.storage.errors import RevisionConflict, Unavailable
 
 KEPT_S = 24 * 3600
 MAX_KEY = 256
-# A longer answer is not kept but made anew from the jobs.
-ANSWER_BYTES = 256 * 1024
+# A longer answer is compressed and kept in pieces, which no entry may outlive.
+ANSWER_BYTES = 64 * 1024
+PIECES_KEPT_S = KEPT_S + 600
 ATTEMPTS = 10
+FIRST_ERROR = 400
+# Marks the entry of a request that created nothing.
+REFUSED = "refused"
 
 
 @dataclass(slots=True, frozen=True)
@@ -68,7 +77,9 @@ class IdempotentRequests:
     """Runs each request once per key."""
 
     def __init__(self, stores: Stores, clock: NowMs) -> None:
+        self._connection = stores.connection
         self._bucket = Bucket(stores.connection, names.UNIQUE)
+        self._pieces = Blobs(stores.connection, names.UNIQUE)
         self._clock = clock
 
     async def run(
@@ -77,7 +88,7 @@ class IdempotentRequests:
         """The answer to a request, made now or kept; `act` must find what it has created before.
 
         Raises InvalidRequest for a key that is too long, Conflict for one that came with another body, and what
-        `act` raises; after a refusal the key is free again.
+        `act` raises; after a refusal, raised or answered, the key is free again.
         """
         if not 1 <= len(key) <= MAX_KEY:
             raise InvalidRequest(
@@ -92,43 +103,84 @@ class IdempotentRequests:
         name = f"idempotency.{operation}.{hashlib.sha256(key.encode()).hexdigest()}"
         entry, revision, is_mine = await self._entry(name, digest)
         if "status" in entry:
-            return Answer(entry["status"], entry["body"].encode(), is_replay=True)
+            return Answer(entry["status"], await self._kept_body(entry), is_replay=True)
+        is_retry = not is_mine and REFUSED not in entry
         try:
-            answer = await act(DerivedIds(f"{name}.{digest}", entry["at_ms"], is_retry=not is_mine))
+            answer = await act(DerivedIds(f"{name}.{digest}", entry["at_ms"], is_retry=is_retry))
         except BackendUnavailable:
             raise
         except OJSError:
             if is_mine:  # else another request with this key may succeed yet
-                await self._bucket.remove(name, revision)
+                await self._free(name, entry, revision)
             raise
-        if len(answer.body) <= ANSWER_BYTES:
-            kept = {**entry, "status": answer.status, "body": answer.body.decode()}
-            await self._keep(name, kept, revision)
+        if answer.status < FIRST_ERROR:
+            entry.pop(REFUSED, None)
+            await self._keep(name, {**entry, "status": answer.status, **await self._body(name, answer.body)}, revision)
+        elif is_mine:
+            await self._free(name, entry, revision)
         return answer
 
     async def _entry(self, name: str, digest: str) -> tuple[dict[str, Any], int, bool]:
+        """`(entry, revision, whether this request has just written it)`."""
         for _ in range(ATTEMPTS):
             entry, revision = await self._bucket.last(name)
-            if entry is None:
-                entry = {"digest": digest, "at_ms": self._clock()}
-                try:
-                    return entry, await self._bucket.put(name, entry, revision, KEPT_S), True
-                except RevisionConflict:
-                    continue
-            if entry["digest"] != digest:
+            if entry is not None and entry["digest"] == digest:
+                return entry, revision, False
+            if entry is not None and REFUSED not in entry:
                 raise Conflict(
                     "This Idempotency-Key came with another body before.",
                     details={"field": "Idempotency-Key", "expected": "a key of its own for each request"},
                     hint=f"Keys are kept for {KEPT_S // 3600} hours.",
                 )
-            return entry, revision, False
+            entry = {"digest": digest, "at_ms": self._clock()}
+            try:
+                return entry, await self._bucket.put(name, entry, revision, KEPT_S), True
+            except RevisionConflict:
+                continue
         raise BackendUnavailable("Too many clients use the same Idempotency-Key at once.")
 
+    async def _free(self, name: str, entry: dict[str, Any], revision: int) -> None:
+        # The entry stays: the same request, should it come again, must ask for the same jobs, because a rival of
+        # this one may be about to create them.
+        with contextlib.suppress(RevisionConflict):
+            await self._bucket.put(name, {**entry, REFUSED: True}, revision, KEPT_S)
+
     async def _keep(self, name: str, entry: dict[str, Any], revision: int) -> None:
-        try:
-            await self._bucket.put(name, entry, revision, KEPT_S)
-        except RevisionConflict:  # the same request, answered by another node at the same time
-            return
+        for _ in range(ATTEMPTS):
+            try:
+                await self._bucket.put(name, entry, revision, KEPT_S)
+            except RevisionConflict:
+                there, revision = await self._bucket.last(name)
+                if there is not None and ("status" in there or there["digest"] != entry["digest"]):
+                    return  # a rival was answered first, or refused and the key used again
+            else:
+                return
+        raise BackendUnavailable("Too many clients use the same Idempotency-Key at once.")
+
+    # -- long answers ----------------------------------------------------------------------------
+
+    async def _body(self, name: str, body: bytes) -> dict[str, Any]:
+        """What an entry says about the body of its answer."""
+        if len(body) <= ANSWER_BYTES:
+            return {"body": body.decode()}
+        packed = await asyncio.to_thread(zlib.compress, body, 1)
+        # Two nodes may answer at once, and not the same: each has pieces of its own.
+        prefix = f"{name}.{hashlib.sha256(packed).hexdigest()[:32]}"
+        size = self._connection.max_record_bytes
+        pieces = {
+            f"{prefix}.{number}": packed[start : start + size]
+            for number, start in enumerate(range(0, len(packed), size))
+        }
+        await asyncio.gather(*(self._pieces.put(*piece, ttl_s=PIECES_KEPT_S) for piece in pieces.items()))
+        return {"pieces": list(pieces)}
+
+    async def _kept_body(self, entry: dict[str, Any]) -> bytes:
+        if "body" in entry:
+            return str(entry["body"]).encode()
+        found = await self._pieces.get_all(entry["pieces"])
+        if len(found) < len(entry["pieces"]):
+            raise Unavailable("a kept answer is not complete")
+        return await asyncio.to_thread(zlib.decompress, b"".join(found[key][0] for key in entry["pieces"]))
 
 
 # -- enqueueing under a key ----------------------------------------------------------------------
@@ -137,28 +189,35 @@ class IdempotentRequests:
 async def enqueue_once(jobs: Jobs, body: bytes, ticket: Ticket | None, ids: DerivedIds) -> tuple[str, bytes, bool]:
     """`Jobs.enqueue`, or what an earlier run of the same request made of it. Raises OJSError."""
     if ids.is_retry and (found := await jobs.existing([ids.at(0)])):
-        return ids.at(0), found[0], True
+        return ids.at(0), found[ids.at(0)], True
     try:
-        return await jobs.enqueue(body, ticket, ids.next)
+        job_id, stored, is_new = await jobs.enqueue(body, ticket, ids.next)
     except Duplicate as duplicate:
         if not is_own(duplicate, ids):
             raise
-        job_id = (duplicate.details or {})["existing_job_id"]
-        return job_id, (await jobs.load(job_id))[1], True
+        return *await made_before(jobs, body, duplicate), True
+    return job_id, stored, is_new or job_id in ids.made
 
 
 async def enqueue_batch_once(jobs: Jobs, body: bytes, ticket: Ticket | None, ids: DerivedIds | None) -> list[bytes]:
     """`Jobs.enqueue_batch`, or what an earlier run of the same request made of it. Raises OJSError."""
     if ids is None:
         return await jobs.enqueue_batch(body, ticket)
-    if ids.is_retry and (found := await jobs.existing(jobs.ids_of_batch(body, ids.again().next))):
+    if ids.is_retry and (found := await jobs.existing_batch(body, ids.again().next)):
         return found
     try:
         return await jobs.enqueue_batch(body, ticket, ids.next)
     except Duplicate as duplicate:
         if not is_own(duplicate, ids):
             raise
-        return await jobs.existing(jobs.ids_of_batch(body, ids.again().next))
+        return await jobs.existing_batch(body, ids.again().next, was_made=True)
+
+
+async def made_before(jobs: Jobs, body: bytes, duplicate: Duplicate) -> tuple[str, bytes]:
+    """The request's own job, which is in its way: as it is, or as it was when it came if it is gone already."""
+    job_id = (duplicate.details or {})["existing_job_id"]
+    found = await jobs.existing([job_id])
+    return job_id, found.get(job_id) or jobs.as_enqueued(body, job_id)
 
 
 def is_own(duplicate: Duplicate, ids: DerivedIds) -> bool:

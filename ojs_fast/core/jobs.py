@@ -2,7 +2,7 @@
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from ojs_fast import _core
@@ -194,9 +194,14 @@ class Jobs:
 
     def _parsed_batch(self, body: bytes, new_id: NewId) -> list[_core.Record]:
         try:
-            return _core.parse_batch(body, self._clock(), new_id, self._settings.max_depth, MAX_BATCH)
+            records = _core.parse_batch(body, self._clock(), new_id, self._settings.max_depth, MAX_BATCH)
         except (ValueError, TypeError) as error:
             raise refused(error) from None
+        for record in records:
+            record.node_id = self._node_id
+        if self._queues.rules:
+            self._apply_rules(records)
+        return records
 
     def _apply_rules(self, records: list[_core.Record]) -> None:
         for record in records:
@@ -226,10 +231,6 @@ class Jobs:
         ids_are_new = len(made) == len(records)
         if not ids_are_new:
             self._refuse_twins(records)
-        for record in records:
-            record.node_id = self._node_id
-        if self._queues.rules:
-            self._apply_rules(records)
         wishes = {place: unique.wish_of(record) for place, record in enumerate(records) if unique.is_asked_for(record)}
         await self._open_levels([r for r in records if not self._queues.knows(r.queue, r.priority)])
         if not wishes:
@@ -244,7 +245,10 @@ class Jobs:
     async def _enqueue_unique_batch(
         self, records: list[_core.Record], wishes: dict[int, Wish], ticket: Ticket | None
     ) -> list[bytes]:
-        admitted = await self._unique.admit(wishes, records)
+        try:
+            admitted = await self._unique.admit(wishes, records)
+        except KeyTaken as taken:
+            raise _duplicate(str(taken)) from None
         cancelled: list[Cancelled] = []
         new = [record for place, record in enumerate(records) if place not in admitted.existing]
         batch = [(record.id, record.serialize()) for record in new]
@@ -259,6 +263,8 @@ class Jobs:
                 await self._store_batch(new, batch, ticket, write)
             except RevisionConflict:
                 await self._unique.undo(admitted)
+                if there := await self._stores.records.get_many(record.id for record in new):
+                    raise _duplicate(next(iter(there))) from None
                 raise BackendUnavailable("A job that this batch replaces has just changed; try again.") from None
             except OJSError:
                 await self._unique.undo(admitted)
@@ -366,14 +372,33 @@ class Jobs:
             log.exception("a foreign record in ojs-jobs", extra={"ojs.job_id": job_id})
             raise job_not_found(job_id) from None
 
-    def ids_of_batch(self, body: bytes, new_id: NewId) -> list[str]:
-        """The ids that `enqueue_batch` would give these jobs. Raises OJSError."""
-        return [record.id for record in self._parsed_batch(body, new_id)]
+    async def existing(self, job_ids: Iterable[str]) -> dict[str, bytes]:
+        """The records of those jobs that exist, by id. Raises Unavailable."""
+        return {job_id: stored for job_id, (stored, _) in (await self._stores.records.get_many(job_ids)).items()}
 
-    async def existing(self, job_ids: list[str]) -> list[bytes]:
-        """The records of those jobs that exist, in the order given. Raises Unavailable."""
-        found = await self._stores.records.get_many(job_ids)
-        return [found[job_id][0] for job_id in job_ids if job_id in found]
+    async def existing_batch(self, body: bytes, new_id: NewId, *, was_made: bool = False) -> list[bytes]:
+        """A batch that was enqueued before under these ids, [] if it was not; the records' bytes in the order given.
+
+        A batch is there as a whole or not at all, so one job shows that it was (`was_made`: so does something else).
+        A job that is missing gave way to another one (`ignore`), which is told, or it has ended and is gone: then it
+        is told as it was when it came. Raises OJSError, Unavailable.
+        """
+        records = self._parsed_batch(body, new_id)
+        found = await self.existing(record.id for record in records)
+        if not found and not was_made:
+            return []
+        return [found.get(record.id) or await self._preferred(record) or record.serialize() for record in records]
+
+    async def _preferred(self, record: _core.Record) -> bytes:
+        wish = unique.wish_of(record) if unique.is_asked_for(record) else None
+        if wish is None or wish.on_conflict != "ignore":
+            return b""
+        holder, _ = await self._locks.in_the_way(wish, record.id)
+        return holder.stored if holder is not None else b""
+
+    def as_enqueued(self, body: bytes, job_id: str) -> bytes:
+        """The record that `enqueue` would store now. Raises OJSError."""
+        return self._parsed(body, lambda _: job_id).serialize()
 
     async def get(self, job_id: str) -> bytes:
         """The public JSON of a job. A job past its `expires_at` is discarded first. Raises OJSError."""

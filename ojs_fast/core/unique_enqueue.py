@@ -138,7 +138,7 @@ class UniqueEnqueuer:
         serialize: Callable[[_core.Record], bytes],
         place: int,
     ) -> Outcome | None:
-        self._refuse_unless_replaceable(wish, holder)
+        self._refuse_unless_replaceable(wish, record, holder)
         if not await self._locks.take_over(wish, record, holder):
             return None
         _keep_schedule(wish, record, holder.record)
@@ -159,7 +159,9 @@ class UniqueEnqueuer:
             raise
         return Outcome(stored, revisions[1], replaced.settled(revisions[0]))
 
-    def _refuse_unless_replaceable(self, wish: Wish, holder: Holder) -> None:
+    def _refuse_unless_replaceable(self, wish: Wish, record: _core.Record, holder: Holder) -> None:
+        if holder.record.id == record.id:  # the same job once more
+            raise KeyTaken(record.id)
         # A job that runs has effects already; its worker is not to find it gone.
         if wish.on_conflict == "reject" or holder.record.state == "active":
             raise duplicate_of(wish, holder.record)
@@ -176,7 +178,7 @@ class UniqueEnqueuer:
     async def admit(self, wishes: dict[int, Wish], records: list[_core.Record]) -> Admitted:
         """Take the locks of a batch, given the policies by place; the caller stands in line.
 
-        Raises Duplicate, BackendUnavailable, Unavailable; then no lock is kept.
+        Raises Duplicate, KeyTaken, BackendUnavailable, Unavailable; then no lock is kept.
         """
         admitted = Admitted()
         first: dict[str, _core.Record] = {}
@@ -204,7 +206,7 @@ class UniqueEnqueuer:
             if wish.on_conflict == "ignore":
                 admitted.existing[place] = holder.stored
                 return
-            self._refuse_unless_replaceable(wish, holder)
+            self._refuse_unless_replaceable(wish, record, holder)
             if await self._locks.take_over(wish, record, holder):
                 _keep_schedule(wish, record, holder.record)
                 admitted.locked.append((wish, record, holder))

@@ -83,14 +83,20 @@ class UniqueLocks:
         if await self._write(wish, record, 0):  # most are the only ones, so nothing is read first
             return None
         for _ in range(ATTEMPTS):
-            value, revision = await self._bucket.last(wish.fingerprint)
-            if value is not None:
-                holder = await self._holder(value, record.id)
-                if holder is not None and wish.is_in_the_way(holder.record, self._clock()):
-                    return replace(holder, lock_revision=revision)
+            holder, revision = await self.in_the_way(wish, record.id)
+            if holder is not None:
+                return replace(holder, lock_revision=revision)
             if await self._write(wish, record, revision):
                 return None
         raise BackendUnavailable("Too many clients want the same unique job at once.")
+
+    async def in_the_way(self, wish: Wish, own_id: str) -> tuple[Holder | None, int]:
+        """The job that keeps job `own_id` from being enqueued, if any; the revision of the lock. Raises Unavailable."""
+        value, revision = await self._bucket.last(wish.fingerprint)
+        holder = await self._holder(value, own_id) if value is not None else None
+        if holder is not None and wish.is_in_the_way(holder.record, self._clock()):
+            return holder, revision
+        return None, revision
 
     async def take_over(self, wish: Wish, record: _core.Record, holder: Holder) -> bool:
         """Take the lock from the job that `take` found; False when somebody else was faster. Raises Unavailable.

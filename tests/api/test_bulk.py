@@ -1,8 +1,7 @@
-"""Many jobs in one request: each has an outcome of its own; and requests that come twice."""
+"""Many jobs in one request: each has an outcome of its own."""
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
 import pytest
@@ -199,6 +198,30 @@ def test_jobs_are_chosen_by_a_filter(api: Api) -> None:
     assert answer["cancelled"] == 1
 
 
+@pytest.mark.parametrize(
+    ("wanted", "count"),
+    [
+        ({"meta": {"flag": True}}, 1),
+        ({"meta": {"flag": 1}}, 0),
+        ({"meta": {"many": [False, {"deep": 2}]}}, 1),
+        ({"meta": {"many": [0, {"deep": 2}]}}, 0),
+        ({"meta": {"many": [False, {"deep": 2.0}]}}, 1),
+        ({"meta": {"many": [False]}}, 0),
+        ({"meta": {"none": None}}, 0),
+        ({"until": "1970-01-01T00:00:00Z"}, 0),
+        ({"since": "1970-01-01T00:00:00Z"}, 1),
+        ({"enqueued_before": "1970-01-01T00:00:00Z"}, 0),
+        ({"enqueued_after": "1970-01-01T00:00:00Z"}, 1),
+    ],
+)
+def test_filters_compare_as_json_does(api: Api, wanted: Body, count: int) -> None:
+    """`true` is not 1, 2 is 2.0; the first second of the epoch is a time like any other."""
+    queue = unique_queue()
+    api.enqueue(queue, meta={"flag": True, "many": [False, {"deep": 2}]})
+    status, answer, _ = post(api, "/jobs/bulk/get", {"filter": {"queue": queue, **wanted}})
+    assert (status, answer["found"]) == (200, count)
+
+
 @pytest.mark.parametrize("action", ["cancel", "retry", "delete", "get"])
 @pytest.mark.parametrize(
     ("body", "field"),
@@ -247,94 +270,3 @@ def test_operators_act_on_all_that_match(api: Api) -> None:
     assert (answer["matched"], answer["failed"], answer["errors"][0]["job_id"]) == (1, 1, ids["active"])
     events = poll(lambda: api.events(types="bulk.retry.completed", limit=1000), what="events")
     assert events[-1]["data"].keys() >= {"total", "retried", "skipped"}
-
-
-# -- Idempotency-Key -----------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("path", ["/jobs", "/jobs/batch", "/jobs/bulk"])
-def test_a_request_that_comes_twice_creates_nothing_twice(api: Api, path: str) -> None:
-    """The same answer, marked as a replay; with another key it is another request."""
-    queue = unique_queue()
-    job = job_request(queue)
-    body = job if path == "/jobs" else {"jobs": [job, job]}
-    count = 1 if path == "/jobs" else 2
-    header = key()
-    first = post(api, path, body, **header)
-    second = post(api, path, body, **header)
-    assert first[0] == second[0] == 201
-    assert first[1] == second[1]
-    assert "idempotency-replayed" not in first[2]
-    assert second[2]["idempotency-replayed"] == "true"
-    assert len(api.fetch(queue, count=10)) == count
-    assert post(api, path, body, **key())[1] != first[1]
-    assert len(api.fetch(queue, count=10)) == count
-
-
-def test_a_key_belongs_to_one_body_and_one_operation(api: Api) -> None:
-    """Another body is a 409; another operation has keys of its own; the header wins over the member."""
-    queue = unique_queue()
-    header = key()
-    assert post(api, "/jobs", job_request(queue), **header)[0] == 201
-    status, answer, _ = post(api, "/jobs", job_request(queue, args=[1]), **header)
-    assert (status, answer["error"]["code"]) == (409, "conflict")
-    assert post(api, "/jobs/batch", {"jobs": [job_request(queue)]}, **header)[0] == 201
-    body = {"idempotency_key": header["Idempotency-Key"], "jobs": [job_request(queue)]}
-    one, two = (post(api, "/jobs/bulk", body)[1] for _ in range(2))
-    assert one == two
-    assert post(api, "/jobs/bulk", body, **key())[1] != one
-    assert len(api.fetch(queue, count=10)) == 4
-
-
-@pytest.mark.parametrize("value", ["", "x" * 257])
-def test_a_key_of_the_wrong_length_is_refused(api: Api, value: str) -> None:
-    """A 400 that names the header; 256 characters are taken."""
-    status, answer, _ = post(api, "/jobs", job_request(unique_queue()), **{"Idempotency-Key": value})
-    assert (status, answer["error"]["details"]["field"]) == (400, "Idempotency-Key")
-    longest = unique_queue().ljust(256, "x")
-    assert post(api, "/jobs", job_request(unique_queue()), **{"Idempotency-Key": longest})[0] == 201
-
-
-def test_a_refusal_leaves_the_key_free(api: Api) -> None:
-    """The client may correct its request, or come again when a duplicate has ended."""
-    queue = unique_queue()
-    header = key()
-    assert post(api, "/jobs", job_request(queue, priority=1000), **header)[0] == 400
-    unique = job_request(queue, unique={"keys": ["queue"]})
-    holder = api.call("POST", "/jobs", unique)["job"]["id"]
-    assert post(api, "/jobs", unique, **header)[0] == 409
-    api.cancel(holder)
-    status, first, _ = post(api, "/jobs", unique, **header)
-    assert status == 201
-    status, second, _ = post(api, "/jobs", unique, **header)
-    assert (status, second) == (201, first), "its own job is no duplicate"
-
-
-def test_ids_of_the_client_and_deduplicated_jobs_are_replayed_too(api: Api) -> None:
-    """What was answered is answered again, whatever became of the job."""
-    queue = unique_queue()
-    job = {**job_request(queue), "id": "01901111-0000-7000-8000-" + queue.rpartition("-")[2].rjust(12, "0")}
-    header = key()
-    first = post(api, "/jobs", job, **header)
-    api.cancel(job["id"])
-    second = post(api, "/jobs", job, **header)
-    assert (first[0], second[0], first[1]) == (201, 201, second[1])
-    ignoring = job_request(queue, unique={"keys": ["queue"], "on_conflict": "ignore"})
-    api.call("POST", "/jobs", ignoring)
-    header = key()
-    answers = [post(api, "/jobs", ignoring, **header)[:2] for _ in range(2)]
-    assert answers[0] == answers[1]
-    assert answers[0][0] == 200
-
-
-def test_an_answer_that_is_too_long_to_keep_is_made_anew(api: Api) -> None:
-    """The same jobs in the same order."""
-    queue = unique_queue()
-    body = {"jobs": [job_request(queue, args=[number, "x" * 3000]) for number in range(100)]}
-    assert len(json.dumps(body)) > 256 * 1024
-    header = key()
-    first, second = (post(api, "/jobs/batch", body, **header) for _ in range(2))
-    assert first[0] == second[0] == 201
-    assert [job["id"] for job in first[1]["jobs"]] == [job["id"] for job in second[1]["jobs"]]
-    assert second[1]["count"] == 100
-    assert len(api.fetch(queue, count=1000)) == 100

@@ -19,7 +19,8 @@ from typing import Any
 import orjson
 import pytest
 
-from ojs_fast.core.idempotency import Answer, DerivedIds, enqueue_batch_once, enqueue_once
+from ojs_fast import _core
+from ojs_fast.core.idempotency import ANSWER_BYTES, Answer, DerivedIds, enqueue_batch_once, enqueue_once
 from ojs_fast.errors import QueueFull
 from ojs_fast.node import Node
 from ojs_fast.storage import names
@@ -51,6 +52,25 @@ def batch(queue: str, count: int) -> bytes:
     return orjson.dumps({"jobs": [job] * count})
 
 
+def long_unique(queue: str) -> bytes:
+    """The body of a batch with unique jobs whose answer is too long for an entry."""
+    jobs: list[Body] = [
+        {"type": mode, "args": [], "options": {"queue": queue, "unique": {"keys": ["type"], "on_conflict": mode}}}
+        for mode in ("replace", "ignore", "reject")
+    ]
+    jobs += [{"type": "a.b", "args": [os.urandom(ANSWER_BYTES).hex()], "options": {"queue": queue}}] * (BATCH - 3)
+    return orjson.dumps({"jobs": jobs})
+
+
+BODIES = {
+    "jobs": single("q"),
+    "batch": batch("q", BATCH),
+    "bulk": batch("q", BATCH),
+    "long-batch": long_unique("q"),
+    "long-bulk": long_unique("q"),
+}
+
+
 async def entry_of_a_dead_node(node: Node, operation: str, key: str, body: bytes) -> None:
     """Leave what a node writes before it creates anything."""
     name = f"idempotency.{operation}.{hashlib.sha256(key.encode()).hexdigest()}"
@@ -62,15 +82,19 @@ async def enqueued(node: Node, key: str, body: bytes, operation: str = "jobs") -
     """Enqueue under a key; the ids of the answer."""
 
     async def act(ids: DerivedIds) -> Answer:
-        if operation == "batch":
+        if operation.endswith("batch"):
             stored = await enqueue_batch_once(node.jobs, body, None, ids)
+        elif operation.endswith("bulk"):
+            outcome = await node.bulk.enqueue([orjson.dumps(one) for one in orjson.loads(body)["jobs"]], None, ids)
+            assert outcome.failed == 0
+            assert {item.status for item in outcome.items} == {"done"}
+            stored = [item.stored for item in outcome.items]
         else:
             stored = [(await enqueue_once(node.jobs, body, None, ids))[1]]
-        return Answer(201, orjson.dumps([orjson.loads(one)["id"] for one in stored]))
+        return Answer(201, b"[%s]" % b",".join(_core.public_job(one) for one in stored))
 
     answer = await node.idempotent.run(operation, key, body, act)
-    ids: list[str] = orjson.loads(answer.body)
-    return ids
+    return [job["id"] for job in orjson.loads(answer.body)]
 
 
 async def fetched(node: Node, queue: str) -> list[str]:
@@ -78,19 +102,19 @@ async def fetched(node: Node, queue: str) -> list[str]:
     return [orjson.loads(one)["id"] for one in await node.fetcher.fetch([queue], 1000, "w", 0, lambda: False)]
 
 
-@pytest.mark.parametrize("died", ["before-the-job", "behind-the-job"])
-@pytest.mark.parametrize("operation", ["jobs", "batch"])
+@pytest.mark.parametrize("died", ["before-the-jobs", "behind-the-jobs", "behind-the-pieces"])
+@pytest.mark.parametrize("operation", BODIES)
 async def test_death_between_entry_and_answer(operation: str, died: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """The next node finds the entry: it creates the jobs, or finds them; either way they are there once."""
     async with nodes(2) as [dead, living]:
-        body = single("q") if operation == "jobs" else batch("q", BATCH)
+        body = BODIES[operation]
         await entry_of_a_dead_node(living, operation, "k", body)
-        if died == "behind-the-job":
+        if died != "before-the-jobs":
 
             async def dies(*_: Any) -> None:
                 raise asyncio.CancelledError
 
-            monkeypatch.setattr(dead.idempotent, "_keep", dies)
+            monkeypatch.setattr(dead.idempotent, "_body" if died == "behind-the-jobs" else "_keep", dies)
             with pytest.raises(asyncio.CancelledError):
                 await enqueued(dead, "k", body, operation)
             monkeypatch.undo()
@@ -98,6 +122,46 @@ async def test_death_between_entry_and_answer(operation: str, died: str, monkeyp
         assert await enqueued(dead, "k", body, operation) == first
         assert sorted(await fetched(living, "q")) == sorted(first)
         assert len(set(first)) == (1 if operation == "jobs" else BATCH)
+
+
+@pytest.mark.parametrize("operation", ["batch", "bulk"])
+async def test_jobs_that_are_gone_when_a_dead_node_s_request_comes_again(
+    operation: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One job gave way to another (`ignore`), one was deleted, one ended: all are told, none is made again."""
+    async with nodes(2) as [dead, living]:
+        ignoring = {"type": "i", "args": [], "options": {"queue": "q", "unique": {"on_conflict": "ignore"}}}
+        plain = {"type": "a.b", "args": [], "options": {"queue": "q"}}
+        holder, _, _ = await living.jobs.enqueue(orjson.dumps(ignoring))
+        body = orjson.dumps({"jobs": [ignoring, plain, plain, plain]})
+        told: list[list[str]] = []
+
+        async def keep(_name: str, answer: bytes) -> dict[str, Any]:
+            told.append([job["id"] for job in orjson.loads(answer)])
+            raise asyncio.CancelledError
+
+        async def enqueue(node: Node) -> list[str]:
+            if operation == "batch":
+                return await enqueued(node, "k", body, operation)
+
+            async def act(ids: DerivedIds) -> Answer:
+                outcome = await node.bulk.enqueue([orjson.dumps(one) for one in orjson.loads(body)["jobs"]], None, ids)
+                assert [item.status for item in outcome.items] == ["duplicate", "done", "done", "done"]
+                return Answer(201, b"[%s]" % b",".join(_core.public_job(item.stored) for item in outcome.items))
+
+            return [job["id"] for job in orjson.loads((await node.idempotent.run(operation, "k", body, act)).body)]
+
+        monkeypatch.setattr(dead.idempotent, "_body", keep)
+        with pytest.raises(asyncio.CancelledError):
+            await enqueue(dead)
+        [first] = told
+        assert first[0] == holder
+        await living.jobs.cancel(first[1])
+        record, _, revision = await living.jobs.load(first[1])
+        await living.jobs.remove(record, revision)
+        await living.jobs.cancel(first[2])
+        assert await enqueue(living) == first
+        assert sorted(await fetched(living, "q")) == sorted([holder, first[3]])
 
 
 async def test_many_at_once_on_two_nodes_create_one_set() -> None:
@@ -129,6 +193,32 @@ async def test_a_refused_rival_does_not_free_the_key() -> None:
             await node.idempotent.run("jobs", "k", single("q"), refused)
         go_on.set()
         made = await first
+        again = await node.idempotent.run("jobs", "k", single("q"), refused)
+        assert (again.body, again.is_replay) == (made.body, True)
+        assert await fetched(node, "q") == [made.body.decode()]
+
+
+async def test_a_refused_rival_does_not_make_other_jobs() -> None:
+    """Two at once under one key, the first is refused: what the second creates is found by a third."""
+    async with nodes(1) as [node]:
+        started, go_on = asyncio.Event(), asyncio.Event()
+
+        async def refused(_: DerivedIds) -> Answer:
+            started.set()
+            await go_on.wait()
+            raise QueueFull("full", details={})
+
+        first = asyncio.create_task(node.idempotent.run("jobs", "k", single("q"), refused))
+        await started.wait()
+
+        async def luckier(ids: DerivedIds) -> Answer:
+            made = (await enqueue_once(node.jobs, single("q"), None, ids))[0]
+            go_on.set()
+            with pytest.raises(QueueFull):
+                await first
+            return Answer(201, made.encode())
+
+        made = await node.idempotent.run("jobs", "k", single("q"), luckier)
         again = await node.idempotent.run("jobs", "k", single("q"), refused)
         assert (again.body, again.is_replay) == (made.body, True)
         assert await fetched(node, "q") == [made.body.decode()]
