@@ -124,6 +124,8 @@ class Ledger:
 
     enqueued: set[str] = field(default_factory=set)
     completed: set[str] = field(default_factory=set)
+    #: those of them whose acknowledgement was answered; the others were seen to be completed
+    acknowledged: set[str] = field(default_factory=set)
     #: acknowledgements without an answer: they count or not
     unsure: set[str] = field(default_factory=set)
     delivered: Counter[str] = field(default_factory=Counter)
@@ -156,7 +158,8 @@ class Ledger:
         except Broken:
             status = 503
         if status == 200:
-            assert job_id not in self.completed, f"{job_id} was acknowledged twice"
+            assert job_id not in self.acknowledged, f"{job_id} was acknowledged twice"
+            self.acknowledged.add(job_id)
             self.completed.add(job_id)
         elif status == 503:
             self.unsure.add(job_id)
