@@ -19,7 +19,7 @@ LEVELS    := conformance-level-0 conformance-level-1 conformance-level-2 conform
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run build test lint fmt bench conformance $(LEVELS) clean
+.PHONY: help run build test lint fmt bench load conformance $(LEVELS) clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z-]+:.*## / {sub(/\$$\(LEVELS\)/, "conformance-level-N", $$1); printf "  %-20s %s\n", $$1, $$2}' Makefile
@@ -54,6 +54,9 @@ fmt: build ## format, and fix what can be fixed
 
 bench: build ## measure the server against its baselines
 	$(BIN)/python -m loadtest $(ARGS)
+
+load: build ## Locust's scenarios with HTML reports in load-report: OJS_URL=server (unset: starts one), ARGS=options
+	$(BIN)/python -m loadtest.load $(if $(OJS_URL),--url $(OJS_URL)) $(ARGS)
 
 conformance: build ## run the official cases: SUITES=directories, OJS_URL=server (unset: starts one)
 	@SUITES='$(SUITES)' OJS_URL='$(OJS_URL)' ARGS='$(ARGS)' $(SHELL) -c "$$RUN_CONFORMANCE"

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from loadtest import __main__ as command
 from loadtest import clients, cpu, plan, report
 from loadtest.generator import Load, LoadSpec, generate
+from loadtest.ledger import Ledger
 from loadtest.measure import Sample, accounting_problems
 from loadtest.responses import BadResponse, Head, job_ids, parse_head, request
 from loadtest.servers import BenchError
@@ -387,3 +388,33 @@ def test_the_help_names_every_group(capsys: pytest.CaptureFixture[str]) -> None:
     assert stopped.value.code == 0
     text = capsys.readouterr().out
     assert all(f"\n  {group}" in text for group in plan.GROUPS)
+
+
+# -- the ledger of Locust's scenarios ------------------------------------------------------------
+
+
+def test_a_ledger_that_agrees_has_no_complaints() -> None:
+    """Also when an enqueue without an answer was carried out after all."""
+    ledger = Ledger()
+    ledger.went_in(["a", "b"], 2)
+    ledger.went_in([], 3)
+    open_before = ledger.is_open
+    for job_id in ("a", "b", "c"):
+        ledger.came_out(job_id)
+    assert (open_before, ledger.is_open) == (True, False)
+    assert ledger.complaints() == []
+    assert ledger.summary() == "2 jobs accepted, 3 unsure, 0 fetched, 3 acknowledged"
+
+
+def test_a_ledger_tells_what_is_lost_doubled_or_stuck() -> None:
+    """Each with an id to look for."""
+    ledger = Ledger()
+    ledger.went_in(["a", "b"], 2)
+    ledger.came_out("b")
+    ledger.came_out("b")
+    ledger.workflows.add("w")
+    assert ledger.is_open
+    lost, doubled, stuck = ledger.complaints()
+    assert ("1 jobs" in lost, lost.endswith(" a")) == (True, True)
+    assert ("1 jobs" in doubled, doubled.endswith(" b")) == (True, True)
+    assert ("1 workflows" in stuck, stuck.endswith(" w")) == (True, True)

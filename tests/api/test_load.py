@@ -1,0 +1,42 @@
+"""`make load`: every scenario ends with sums that agree, and one that cannot work says so."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.server import Server
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(150)]
+
+
+def load(url: str, report: Path, *scenarios: str) -> subprocess.CompletedProcess[str]:
+    """Run scenarios for two seconds each."""
+    command = [sys.executable, "-m", "loadtest.load", "--url", url, "--scenario", *scenarios, "--users", "8"]
+    command += ["--seconds", "2", "--report", str(report)]
+    return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+
+
+def test_every_scenario_works(fresh_server: Callable[..., Server], tmp_path: Path) -> None:
+    """Exit code 0, a report each, and jobs were really moved."""
+    scenarios = ("producers", "workers", "mixed", "bursts", "scheduled", "workflows")
+    done = load(fresh_server().url, tmp_path, *scenarios)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "6 of 6 scenarios are in order" in done.stdout
+    assert sorted(path.stem for path in tmp_path.glob("*.html")) == sorted(scenarios)
+    sums = [line for line in done.stdout.splitlines() if line.endswith(" acknowledged")]
+    assert len(sums) == 6
+    assert not any(line.split(", ")[-1].startswith("0 ") for line in sums)
+
+
+def test_a_server_that_does_not_answer_is_a_failure(tmp_path: Path) -> None:
+    """Exit code 1, and the scenario is named."""
+    done = load("http://127.0.0.1:9", tmp_path, "mixed")
+    assert done.returncode == 1
+    assert "not in order: mixed" in done.stdout
