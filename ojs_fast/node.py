@@ -250,6 +250,9 @@ class Node:
         await self.limits.open()
         await self.limit_upkeep.open()
         await self.connection.subscribe(names.node_subject(self.node_id), self._told)
+        if self.connection.is_replicated:
+            for subject in names.LEADER_ADVISORIES:
+                await self.connection.subscribe(subject, self.reconciler.leader_changed)
         await self.leases.open(self._elected, self._deposed)
         self._task = asyncio.create_task(self._reconcile_loop())
         log.info("node is up", extra={"node_id": self.node_id})

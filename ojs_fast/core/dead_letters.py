@@ -17,7 +17,8 @@ from ojs_fast.core.propagate import dead_key
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import InvalidRequest, NotFound, OJSError
 from ojs_fast.storage import names
-from ojs_fast.storage.buckets import READ_AT_ONCE, Bucket
+from ojs_fast.storage.buckets import Bucket
+from ojs_fast.storage.connection import READ_AT_ONCE
 from ojs_fast.storage.errors import RevisionConflict
 
 PAGE = 200

@@ -20,6 +20,7 @@ from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
+from ojs_fast.storage.connection import NodeMessage
 from ojs_fast.storage.leases import Leases
 
 log = logging.getLogger(__name__)
@@ -62,6 +63,10 @@ class Reconciler:
         # From when on (epoch ms), and at which monotonic time, to look for what a repair did twice.
         self._audit_due: tuple[int, float] | None = None
         stores.connection.on_disconnect(self._cut_off)
+
+    async def leader_changed(self, _: NodeMessage) -> None:
+        """A stream or consumer has another leader: what was on its way to the old one may be lost, as after a cut."""
+        self._cut_off()
 
     def _cut_off(self) -> None:
         if not self._walks_due:

@@ -20,8 +20,9 @@ from ojs_fast.core.counts import Counts
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.stores import Stores
 from ojs_fast.storage import names
-from ojs_fast.storage.buckets import READ_AT_ONCE, Bucket
+from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.commits import Committer, Put
+from ojs_fast.storage.connection import READ_AT_ONCE
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
 
 log = logging.getLogger(__name__)
@@ -149,7 +150,7 @@ class Tallies:
         self._propagator.call_later(lambda: self._resolve(period, job_id))
 
     async def _resolve(self, period: Period, job_id: str) -> None:
-        found = await self._stores.records.get(job_id, fresh=True)
+        found = await self._stores.records.get(job_id)
         record = _core.Record.parse(found[0]) if found else None
         self.drop(period)
         for owner, number, state in parse_marks(record) if record else ():

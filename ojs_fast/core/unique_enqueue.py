@@ -125,7 +125,7 @@ class UniqueEnqueuer:
 
     async def _free_place(self, record: _core.Record) -> int:
         """The revision to write over after a conflict: a fence that was set while this node was slow."""
-        if await self._stores.records.get(record.id, fresh=True) is None:
+        if await self._stores.records.get(record.id) is None:
             return await self._stores.records.marker(record.id)
         self._locks.give_back(record)
         raise KeyTaken(record.id)

@@ -133,7 +133,7 @@ class UniqueLocks:
         return await self._look(value[REPLACES]) if REPLACES in value else None
 
     async def _look(self, job_id: str) -> Holder | None:
-        found = await self._stores.records.get(job_id, fresh=True)
+        found = await self._stores.records.get(job_id)
         return Holder(_core.Record.parse(found[0]), *found) if found is not None else None
 
     async def _awaited(self, job_id: str, since_ms: int) -> Holder | None:

@@ -1,19 +1,11 @@
-"""A KV bucket of bytes for readers that must see the last write: they ask the stream's leader.
+"""A KV bucket of bytes. Knows keys, bytes and revisions only."""
 
-Knows keys, bytes and revisions only.
-"""
-
-import asyncio
-import base64
 from collections.abc import Iterable
-from typing import Any
 
 from ojs_fast.storage import names
-from ojs_fast.storage.connection import Connection, headers
+from ojs_fast.storage.connection import READ_AT_ONCE, Connection, headers
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
-from ojs_fast.storage.records import NO_MESSAGE_FOUND, WRONG_LAST_SEQUENCE
-
-READ_AT_ONCE = 500
+from ojs_fast.storage.records import WRONG_LAST_SEQUENCE
 
 # Bytes and revision.
 Found = tuple[bytes, int]
@@ -29,33 +21,15 @@ class Blobs:
         self._prefix = len(names.bucket_subject(bucket, ""))
 
     async def get(self, key: str) -> Found | None:
-        """The value as the stream's leader has it, or None. Raises Unavailable."""
-        query = {"last_by_subj": names.bucket_subject(self._bucket, key)}
-        answer = await self._connection.api(f"STREAM.MSG.GET.{self._stream}", query)
-        if "error" in answer:
-            if answer["error"].get("err_code") == NO_MESSAGE_FOUND:
-                return None
-            raise Unavailable(f"reading {self._bucket}/{key} failed: {answer['error'].get('description')}")
-        data = base64.b64decode(answer["message"].get("data", ""))
-        return (data, int(answer["message"]["seq"])) if data else None
+        """The value, or None. Raises Unavailable."""
+        found = await self._connection.last(self._stream, names.bucket_subject(self._bucket, key))
+        return found if found[0] else None
 
     async def get_all(self, keys: Iterable[str]) -> dict[str, Found]:
-        """Those of the keys that exist, each as the stream's leader has it. Raises Unavailable."""
-        wanted = list(keys)
-        found = await asyncio.gather(*(self.get(key) for key in wanted))
-        return {key: one for key, one in zip(wanted, found, strict=True) if one is not None}
-
-    async def look_up(self, keys: Iterable[str]) -> dict[str, Found]:
-        """As `get_all`, cheaper for many keys, but a replica may lag behind. Raises Unavailable."""
+        """Those of the keys that exist. Raises Unavailable."""
         wanted = [names.bucket_subject(self._bucket, key) for key in keys]
-        found: dict[str, Found] = {}
-        for start in range(0, len(wanted), READ_AT_ONCE):
-            subjects = wanted[start : start + READ_AT_ONCE]
-            query: dict[str, Any] = {"multi_last": subjects, "batch": len(subjects)}
-            for message in await self._connection.get_batch(self._stream, query):
-                if message.is_live:
-                    found[message.stored_subject[self._prefix :]] = (message.data, message.sequence)
-        return found
+        found = await self._connection.last_of_each(self._stream, wanted)
+        return {subject[self._prefix :]: one for subject, one in found.items()}
 
     async def page(self, keys: str, after: int, limit: int) -> tuple[list[tuple[str, bytes, int]], int]:
         """Live values of the keys that match a pattern, by revision: `([(key, bytes, revision)], cursor)`.

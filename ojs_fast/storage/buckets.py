@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 
 from ojs_fast import _core
 from ojs_fast.storage import names
-from ojs_fast.storage.connection import Connection, PubAck, headers
+from ojs_fast.storage.connection import READ_AT_ONCE, Connection, PubAck, headers
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
 from ojs_fast.storage.records import WRONG_LAST_SEQUENCE
 
@@ -25,7 +25,6 @@ log = logging.getLogger(__name__)
 
 MARKER_TTL_S = 30
 HEARTBEAT_S = 5
-READ_AT_ONCE = 500
 MATCHES = 1000
 ONLY_NEW = headers(Nats_Expected_Last_Subject_Sequence=0)
 ONLY_NEW_FOR = ONLY_NEW[:-2] + b"Nats-TTL: %ds\r\n\r\n"
@@ -72,13 +71,10 @@ class Bucket:
 
     async def last(self, key: str) -> tuple[Any, int]:
         """`(value, revision)` to write over; the value of a key that does not exist is None. Raises Unavailable."""
-        stream = names.bucket_stream(self.name)
-        subject = names.bucket_subject(self.name, key)
-        message = await self._connection.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
-        if not message.sequence and message.status != "404":
-            raise Unavailable(f"direct get failed: status {message.status}")
-        live = message.sequence and message.is_live
-        return orjson.loads(message.data) if live else None, message.sequence
+        stored, revision = await self._connection.last(
+            names.bucket_stream(self.name), names.bucket_subject(self.name, key)
+        )
+        return orjson.loads(stored) if stored else None, revision
 
     async def delete(self, key: str) -> None:
         """Remove a key; its marker goes by itself. Raises Unavailable."""
@@ -143,11 +139,10 @@ class Bucket:
                 return sorted(subject[len(names.bucket_subject(self.name, "")) :] for subject in found)
 
     async def get_many(self, keys: list[str]) -> dict[str, tuple[Any, int]]:
-        """`{key: (value, revision)}` of up to READ_AT_ONCE keys, those that exist. Raises Unavailable."""
+        """`{key: (value, revision)}` of those that exist. Raises Unavailable."""
         prefix = names.bucket_subject(self.name, "")
-        query = {"multi_last": [prefix + key for key in keys], "batch": len(keys)}
-        found = await self._connection.get_batch(names.bucket_stream(self.name), query) if keys else []
-        return {m.stored_subject[len(prefix) :]: (orjson.loads(m.data), m.sequence) for m in found if m.is_live}
+        found = await self._connection.last_of_each(names.bucket_stream(self.name), [prefix + key for key in keys])
+        return {subject[len(prefix) :]: (orjson.loads(stored), at) for subject, (stored, at) in found.items()}
 
     async def erase(self, key: str) -> None:
         """Remove a key without leaving a marker, so that `count` stays exact. Raises Unavailable."""

@@ -5,6 +5,7 @@ subscriptions). Owns outcomes and timeouts of single messages; must not know wha
 """
 
 import asyncio
+import base64
 import contextlib
 import itertools
 import logging
@@ -30,6 +31,8 @@ CONNECT_TIMEOUT_S = 10.0
 ANSWER_TIMEOUT_S = 5.0
 LOOK_S = 0.5
 RECONNECT_WAIT_S = 0.05
+READ_AT_ONCE = 500
+NO_MESSAGE_FOUND = 10037
 MINIMUM_SERVER = (2, 12)
 # JetStream's file store refuses larger messages whatever max_payload says (measured, 2.15.1).
 FILE_STORE_LIMIT_BYTES = 32 * 1024 * 1024
@@ -78,6 +81,8 @@ class Connection:
         # By `_stream_token`; empty unless NATS syncs before it acknowledges.
         self._groups: dict[str, GroupCommit] = {}
         self.messages_sent = 0
+        #: Streams have replicas: one that lags behind may answer a direct get, and a leader may change silently.
+        self.is_replicated = False
         #: The largest record that the server takes, as a work message too.
         self.max_record_bytes = 1024 * 1024 - FRAME_BYTES
 
@@ -269,9 +274,9 @@ class Connection:
         self._groups = {_stream_token(subject): GroupCommit(self) for subject in subjects}
 
     @property
-    def commits_in_groups(self) -> bool:
-        """True when every write of a group is acknowledged for itself, and none speaks for those before it."""
-        return bool(self._groups)
+    def acks_speak_for_themselves(self) -> bool:
+        """True when the acknowledgement of a write tells nothing about those that were sent before it."""
+        return bool(self._groups) or self.is_replicated
 
     def expect(self, collector: Answer | None = None) -> tuple[str, "asyncio.Future[Any]"]:
         """A reply subject and the future of what comes to it: a PubAck, or what `collector` completes."""
@@ -404,10 +409,45 @@ class Connection:
         if "error" in answer:
             raise Unavailable(f"purge failed: {answer['error'].get('description')}")
 
+    async def last(self, stream: str, subject: str) -> tuple[bytes, int]:
+        """`(bytes, sequence)` of the last message of a subject: b"" for a deletion marker, 0 when there is none.
+
+        What was acknowledged before is seen, whoever wrote it. Raises Unavailable.
+        """
+        if self.is_replicated:
+            return await self._last_of_leader(stream, subject)
+        message = await self.request(f"$JS.API.DIRECT.GET.{stream}.{subject}")
+        if not message.sequence and message.status != "404":
+            raise Unavailable(f"direct get failed: status {message.status}")
+        return (message.data if message.sequence and message.is_live else b""), message.sequence
+
+    async def _last_of_leader(self, stream: str, subject: str) -> tuple[bytes, int]:
+        answer = await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+        if "error" in answer:
+            if answer["error"].get("err_code") == NO_MESSAGE_FOUND:
+                return b"", 0
+            raise Unavailable(f"reading {subject} failed: {answer['error'].get('description')}")
+        message = answer["message"]
+        return base64.b64decode(message.get("data", "")), int(message["seq"])
+
+    async def last_of_each(self, stream: str, subjects: Sequence[str]) -> dict[str, tuple[bytes, int]]:
+        """`{subject: (bytes, sequence)}` as by `last`, without markers and unknown subjects. Raises Unavailable."""
+        found: dict[str, tuple[bytes, int]] = {}
+        for start in range(0, len(subjects), READ_AT_ONCE):
+            part = subjects[start : start + READ_AT_ONCE]
+            if self.is_replicated:
+                answers = await asyncio.gather(*(self._last_of_leader(stream, subject) for subject in part))
+                found.update((subject, one) for subject, one in zip(part, answers, strict=True) if one[0])
+                continue
+            for message in await self.get_batch(stream, {"multi_last": part, "batch": len(part)}):
+                if message.is_live:
+                    found[message.stored_subject] = (message.data, message.sequence)
+        return found
+
     async def get_batch(self, stream: str, query: dict[str, Any]) -> list[_core.WireMessage]:
         """A batched direct get (NATS ADR-31): the messages, without the end-of-batch marker.
 
-        Raises Unavailable.
+        A replica that answers may not have the newest ones yet. Raises Unavailable.
         """
         await self.ready()
         messages: list[_core.WireMessage] = []

@@ -13,6 +13,12 @@ STATS_STREAM = "OJS_STATS"
 # Plain NATS: nodes tell one another which limit key they changed.
 LIMITS_SUBJECT = "ojs.limits"
 
+# Plain NATS: JetStream tells that the work stream or one of its consumers has another leader.
+LEADER_ADVISORIES = (
+    f"$JS.EVENT.ADVISORY.STREAM.LEADER_ELECTED.{WORK_STREAM}",
+    f"$JS.EVENT.ADVISORY.CONSUMER.LEADER_ELECTED.{WORK_STREAM}.*",
+)
+
 WORK_SUBJECTS = ["ojs.queue.>"]
 EVENT_SUBJECTS = ["ojs.events.>"]
 STATS_SUBJECTS = ["ojs-stats.>"]

@@ -5,22 +5,18 @@ is read back and compared with what was written. Knows bytes and revisions, no j
 """
 
 import asyncio
-import base64
 from collections.abc import Iterable
 from typing import Any
 
 from ojs_fast.storage import names
-from ojs_fast.storage.connection import Connection, PubAck, headers
+from ojs_fast.storage.connection import READ_AT_ONCE, Connection, PubAck, headers
 from ojs_fast.storage.errors import BatchRefused, KeyTaken, RevisionConflict, Unavailable
 
 WRONG_LAST_SEQUENCE = 10071
-NO_MESSAGE_FOUND = 10037
-READ_AT_ONCE = 500
 ATOMIC_BATCH_DEFAULT = 1000  # what nats-server allows when its batch limits are not raised
 
 _PREFIX = names.bucket_subject(names.JOBS, "")
 _STREAM = names.bucket_stream(names.JOBS)
-_DIRECT_GET = f"$JS.API.DIRECT.GET.{_STREAM}.{_PREFIX}"
 _CREATE = headers(Nats_Expected_Last_Subject_Sequence=0)
 # Longer than a stopped process may sleep before it writes the record after all.
 FENCE_TTL_S = 24 * 3600
@@ -148,7 +144,7 @@ class Records:
         # The PubAck was lost: what lies there now tells whether the write was applied.
         for _ in range(3):
             await self._connection.ready()
-            found = await self.get(job_id, fresh=True)
+            found = await self.get(job_id)
             if found is not None and found[0] == stored:
                 return found[1]
             if (found[1] if found else 0) != revision:
@@ -164,7 +160,7 @@ class Records:
     async def _resolve_batch(self, records: list[tuple[str, bytes]]) -> int:
         await self._connection.ready()
         job_id, stored = records[-1]
-        found = await self.get(job_id, fresh=True)
+        found = await self.get(job_id)
         if found is not None and found[0] == stored:
             return found[1]
         raise Unavailable("the batch was not committed before the NATS connection was lost")
@@ -175,46 +171,20 @@ class Records:
 
     # -- reads -----------------------------------------------------------------------------------
 
-    async def get(self, job_id: str, *, fresh: bool = False) -> tuple[bytes, int] | None:
-        """`(record bytes, revision)`, or None. `fresh` asks the stream's leader. Raises Unavailable."""
-        if fresh:
-            return await self._get_from_leader(job_id)
-        message = await self._connection.request(_DIRECT_GET + job_id)
-        if not message.sequence:
-            if message.status == "404":
-                return None
-            raise Unavailable(f"direct get failed: status {message.status}")
-        return (message.data, message.sequence) if message.is_live else None
-
-    async def _get_from_leader(self, job_id: str) -> tuple[bytes, int] | None:
-
-        answer = await self._connection.api(f"STREAM.MSG.GET.{_STREAM}", {"last_by_subj": _PREFIX + job_id})
-        if "error" in answer:
-            if answer["error"].get("err_code") == NO_MESSAGE_FOUND:
-                return None
-            raise Unavailable(f"reading {job_id} failed: {answer['error'].get('description')}")
-        message = answer["message"]
-        data = base64.b64decode(message.get("data", ""))
-        if not data:
-            return None
-        return data, int(message["seq"])
+    async def get(self, job_id: str) -> tuple[bytes, int] | None:
+        """`(record bytes, revision)`, or None. Raises Unavailable."""
+        stored, revision = await self._connection.last(_STREAM, _PREFIX + job_id)
+        return (stored, revision) if stored else None
 
     async def marker(self, job_id: str) -> int:
         """The revision of the deletion marker at a record's place, 0 when there is none. Raises Unavailable."""
-        message = await self._connection.request(_DIRECT_GET + job_id)
-        return 0 if message.is_live else message.sequence
+        stored, revision = await self._connection.last(_STREAM, _PREFIX + job_id)
+        return 0 if stored else revision
 
     async def get_many(self, job_ids: Iterable[str]) -> dict[str, tuple[bytes, int]]:
         """`{job id: (record bytes, revision)}` of those that exist. Raises Unavailable."""
-        found: dict[str, tuple[bytes, int]] = {}
-        wanted = list(job_ids)
-        for start in range(0, len(wanted), READ_AT_ONCE):
-            subjects = [_PREFIX + job_id for job_id in wanted[start : start + READ_AT_ONCE]]
-            query: dict[str, Any] = {"multi_last": subjects, "batch": len(subjects)}
-            for message in await self._connection.get_batch(_STREAM, query):
-                if message.is_live:
-                    found[message.stored_subject[len(_PREFIX) :]] = (message.data, message.sequence)
-        return found
+        found = await self._connection.last_of_each(_STREAM, [_PREFIX + job_id for job_id in job_ids])
+        return {subject[len(_PREFIX) :]: one for subject, one in found.items()}
 
     async def written_since(self, start_time: str, after: int) -> list[tuple[str, bytes, int]]:
         """Up to 500 records last written at or after `start_time` (RFC 3339) and behind revision `after`.

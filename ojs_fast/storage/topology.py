@@ -73,36 +73,38 @@ def streams(replicas: int, events_max_age_s: int, events_max_bytes: int) -> list
 async def ensure(connection: Connection, wanted: list[dict[str, Any]]) -> list[str]:
     """Create what is missing and adopt what fits; a subject of each stream that takes atomic batches.
 
-    Raises TopologyError or Unavailable.
+    Tells the connection whether the streams have replicas. Raises TopologyError or Unavailable.
     """
     atomic: list[str] = []
     for config in wanted:
         answer = await connection.api(f"STREAM.INFO.{config['name']}")
         error = answer.get("error")
         if error and error.get("err_code") == STREAM_NOT_FOUND:
-            await _create(connection, config)
+            found = await _create(connection, config)
         elif error:
             raise Unavailable(f"JetStream: {error.get('description')} (error {error.get('err_code')})")
         else:
-            await _adopt(connection, config, answer["config"])
+            found = await _adopt(connection, config, answer["config"])
+        connection.is_replicated |= found.get("num_replicas", 1) > 1
         if config.get("allow_atomic"):
             atomic.append(config["subjects"][0])
     return atomic
 
 
-async def _adopt(connection: Connection, wanted: dict[str, Any], found: dict[str, Any]) -> None:
+async def _adopt(connection: Connection, wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:
     if wanted.get("allow_atomic") and not found.get("allow_atomic"):
         # Made by an earlier version. It takes nothing away from what is stored or from other clients.
         answer = await connection.api(f"STREAM.UPDATE.{wanted['name']}", {**found, "allow_atomic": True})
         found = answer.get("config", found)
     _check(wanted, found)
+    return found
 
 
-async def _create(connection: Connection, config: dict[str, Any]) -> None:
+async def _create(connection: Connection, config: dict[str, Any]) -> dict[str, Any]:
     answer = await connection.api(f"STREAM.CREATE.{config['name']}", config)
     error = answer.get("error")
     if not error:
-        return
+        return config
     # Another node may have created it in the meantime: then it is there and only has to fit.
     again = await connection.api(f"STREAM.INFO.{config['name']}")
     if "error" in again:
@@ -110,7 +112,7 @@ async def _create(connection: Connection, config: dict[str, Any]) -> None:
             f"NATS refuses to create the stream {config['name']}: {error.get('description')}. "
             "Check the account's JetStream limits and OJS_NATS_REPLICAS."
         )
-    await _adopt(connection, config, again["config"])
+    return await _adopt(connection, config, again["config"])
 
 
 def _check(wanted: dict[str, Any], found: dict[str, Any]) -> None:

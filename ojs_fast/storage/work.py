@@ -14,14 +14,13 @@ from typing import Any
 
 from ojs_fast import _core
 from ojs_fast.storage import names
-from ojs_fast.storage.connection import Connection, PubAck
+from ojs_fast.storage.connection import NO_MESSAGE_FOUND, Connection, PubAck
 from ojs_fast.storage.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
 # Long, because deadlines are ours: redelivery only saves what a dead node pulled and nobody repaired.
 ACK_WAIT_NS = 24 * 3600 * 1_000_000_000
-NO_MESSAGE_FOUND = 10037
 # No messages; requests pending.
 EMPTY = ("404", "408")
 # A pull that no message fits into tells whether there is one.
@@ -111,7 +110,7 @@ class WorkQueue:
             return
         batch, self._batch = self._batch, []
         shared, self._batch_future = self._batch_future, None
-        if self._connection.commits_in_groups:
+        if self._connection.acks_speak_for_themselves:
             self._write_each(batch, shared)
             return
         token, acked = self._connection.expect()

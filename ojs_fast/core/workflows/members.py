@@ -134,7 +134,7 @@ class Members:
 
     async def _republish(self, id_: str) -> None:
         # Whoever created it may have died before its work message; a second one is harmless.
-        found = await self._stores.records.get(id_, fresh=True)
+        found = await self._stores.records.get(id_)
         if found is None:
             return
         record = _core.Record.parse(found[0])

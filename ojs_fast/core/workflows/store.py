@@ -129,7 +129,7 @@ class WorkflowStore:
 
     async def find_many(self, workflow_ids: Iterable[str]) -> dict[str, Run]:
         """Those that exist; a replica may lag behind. Raises Unavailable."""
-        found = await self._blobs.look_up(workflow_ids)
+        found = await self._blobs.get_all(workflow_ids)
         return {id_: Run(Header.decode(id_, data), revision) for id_, (data, revision) in found.items()}
 
     async def update(self, run: Run, apply: Callable[[Header], bool], ttl_s: int = 0) -> bool:
@@ -202,7 +202,7 @@ class WorkflowStore:
 
     async def still_open(self, workflow_ids: Iterable[str]) -> set[str]:
         """Which of these are marked open. Raises Unavailable."""
-        found = await self._blobs.look_up(f"{workflow_id}.open" for workflow_id in workflow_ids)
+        found = await self._blobs.get_all(f"{workflow_id}.open" for workflow_id in workflow_ids)
         return {key.partition(".")[0] for key in found}
 
     async def page(self, after: int, limit: int) -> tuple[list[Run], int]:

@@ -1,0 +1,118 @@
+"""Two servers on three replicated nats-servers, one of which is killed or frozen, one after the other.
+
+OJS_CLUSTER_FAULTS sets how often; OJS_KILL_SEED repeats a run.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import random
+import sys
+from collections.abc import Callable, Iterator
+
+import orjson
+import pytest
+
+from ojs_fast.config import Settings
+from ojs_fast.node import Node
+from tests.support.api import Api, unique_queue
+from tests.support.load import Ledger, connections
+from tests.support.nats_cluster import SIZE, NatsCluster
+from tests.support.processes import poll
+from tests.support.server import Server
+
+FAULTS = int(os.environ.get("OJS_CLUSTER_FAULTS", "3"))
+SEED = int(os.environ.get("OJS_KILL_SEED") or random.SystemRandom().randrange(10**6))
+REPLICAS = {"OJS_NATS_REPLICAS": "3"}
+JOBS_PER_FAULT = 2000
+PRODUCERS, WORKERS = 2, 4
+
+pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(180 + 30 * FAULTS)]
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[NatsCluster]:
+    """Give the cluster that these tests share."""
+    with NatsCluster() as running:
+        yield running
+
+
+async def test_what_was_written_is_read_wherever_the_node_asks(cluster: NatsCluster) -> None:
+    """Each job is there for another node as soon as its enqueue is answered, for all that reads it."""
+    made = [Node(Settings.from_env({"NATS_URL": url, **REPLICAS})) for url in cluster.urls]
+    queue = unique_queue()
+    async with contextlib.AsyncExitStack() as stack:
+        for node, url in zip(made, cluster.urls, strict=True):
+            await node.open([url])
+            stack.push_async_callback(node.close)
+        body = orjson.dumps({"type": "a.b", "args": [], "options": {"queue": queue}})
+        for number in range(300):
+            job_id, stored, _ = await made[number % SIZE].jobs.enqueue(body)
+            reader = made[(number + 1) % SIZE]
+            assert (await reader.jobs.load(job_id))[1] == stored
+            assert await reader.jobs.existing([job_id]) == {job_id: stored}
+            await reader.jobs.cancel(job_id)
+            assert orjson.loads(await made[number % SIZE].jobs.get(job_id))["state"] == "cancelled"
+
+
+async def disturb(cluster: NatsCluster, fault: str, chance: random.Random) -> None:
+    """Take one of the three away for a while, then wait until it has caught up."""
+    victim = await cluster.leader_of("KV_ojs-jobs") if fault == "kill the leader" else chance.randrange(SIZE)
+    if fault == "freeze one":
+        cluster.pause(victim)
+        await asyncio.sleep(chance.uniform(1, 12))
+        cluster.resume(victim)
+    else:
+        cluster.kill(victim)
+        await asyncio.sleep(chance.uniform(0, 3))
+        cluster.start(victim)
+    for stream in ("KV_ojs-jobs", "OJS"):
+        await cluster.await_current(stream)
+
+
+async def test_what_was_acknowledged_survives_the_loss_of_each_server(
+    cluster: NatsCluster, fresh_server: Callable[..., Server]
+) -> None:
+    """No acknowledged enqueue is lost or stuck, no completed job comes again, and both nodes go on by themselves."""
+    sys.stdout.write(f"OJS_KILL_SEED={SEED}\n")
+    chance, queue, ledger, stopped = random.Random(SEED), unique_queue(), Ledger(), False
+    pair = [await asyncio.to_thread(fresh_server, nats_url=cluster.url, env=REPLICAS) for _ in range(2)]
+    async with contextlib.AsyncExitStack() as stack:
+        https = [
+            (await stack.enter_async_context(connections(pair[number % 2].url, 1, timeout_s=30)))[0]
+            for number in range(PRODUCERS + WORKERS)
+        ]
+        running = [
+            asyncio.create_task(ledger.produce(http, queue, lambda: stopped, JOBS_PER_FAULT * FAULTS))
+            for http in https[:PRODUCERS]
+        ]
+        running += [
+            asyncio.create_task(ledger.work(http, queue, lambda: stopped, count=5, visibility_ms=20_000))
+            for http in https[PRODUCERS:]
+        ]
+        try:
+            for number in range(FAULTS):
+                before = len(ledger.completed)
+                await asyncio.sleep(chance.uniform(0.2, 1.5))
+                await disturb(cluster, ("kill the leader", "kill one", "freeze one")[number % 3], chance)
+                await asyncio.to_thread(
+                    poll,
+                    lambda: len(ledger.completed) > before or any(task.done() for task in running),  # noqa: B023
+                    deadline_s=60,
+                    what="jobs are completed again",
+                )
+        finally:
+            stopped = True
+            await asyncio.gather(*running)
+        await ledger.finish(https, queue, deadline_s=90)
+        await ledger.check(https[0], queue)
+        assert len(ledger.completed) > 100
+    with Api(pair[0].url) as api:
+
+        def is_quiet() -> bool:
+            states = api.call("GET", f"/queues/{queue}/stats")["stats"]
+            return bool(states["available"] == states["active"] == 0)
+
+        poll(is_quiet, deadline_s=30, what="nothing of the queue is available or active")
