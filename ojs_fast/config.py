@@ -137,7 +137,7 @@ def _api_key(raw: str) -> str:
 
 
 _NATS_URL = re.compile(
-    r"(?:nats://)?(?:[^@/\s,]*@)?(?:\[[0-9a-f:]+\]|[a-z0-9._-]+)(?::\d{1,5})?/?",
+    r"(?:(?:nats|tls)://)?(?:[^@/\s,]*@)?(?:\[[0-9a-f:]+\]|[a-z0-9._-]+)(?::\d{1,5})?/?",
     re.ASCII | re.IGNORECASE,
 )
 
@@ -168,7 +168,7 @@ _ms = _int(1, 604_800_000)
 # (a table reads best with few lines per row)
 TABLE: tuple[Setting, ...] = (
     Setting(
-        "NATS_URL", "nats_url", _nats_url, "", "nats:// addresses, separated by commas",
+        "NATS_URL", "nats_url", _nats_url, "", "nats:// or tls:// addresses, separated by commas",
         "NATS servers to use (2.12 or newer, JetStream on); unset starts an embedded one", mask_nats_url,
     ),
     Setting("OJS_HOST", "host", _host, "127.0.0.1", "an address or host name of this machine", "address to listen on"),
@@ -196,6 +196,19 @@ TABLE: tuple[Setting, ...] = (
         "embedded NATS: fsync before each acknowledgement (always) or every second (interval)",
     ),
     Setting("OJS_NATS_REPLICAS", "nats_replicas", _replicas, "1", "1, 3 or 5", "replicas of every stream and bucket"),
+    Setting(
+        "OJS_NATS_TLS_CA", "nats_tls_ca", _text, "", "a PEM file of CA certificates",
+        "who must have signed the certificates of the servers in NATS_URL; set, they are spoken to by TLS only",
+    ),
+    Setting(
+        "OJS_NATS_TLS_CERT", "nats_tls_cert", _text, "", "a PEM file, together with OJS_NATS_TLS_KEY",
+        "certificate chain that is shown to the servers in NATS_URL",
+    ),
+    Setting("OJS_NATS_TLS_KEY", "nats_tls_key", _text, "", "a PEM file", "private key of OJS_NATS_TLS_CERT"),
+    Setting("OJS_NATS_CREDS", "nats_creds", _text, "", "a .creds file", "JWT and seed for the servers in NATS_URL"),
+    Setting("OJS_NATS_USER", "nats_user", _text, "", "together with OJS_NATS_PASSWORD", "user for NATS_URL"),
+    Setting("OJS_NATS_PASSWORD", "nats_password", _text, "", "any text", "password of OJS_NATS_USER", _mask_secret),
+    Setting("OJS_NATS_TOKEN", "nats_token", _text, "", "any text", "token for the servers in NATS_URL", _mask_secret),
     Setting("OJS_WORKERS", "workers", _int(1, 64), "1", "1 to 64", "server processes"),
     Setting(
         "OJS_VISIBILITY_TIMEOUT_MS", "visibility_timeout_ms", _ms, "1800000", _MILLISECONDS,
@@ -281,6 +294,13 @@ class Settings:
     data_dir: Path
     durability: str
     nats_replicas: int
+    nats_tls_ca: str
+    nats_tls_cert: str
+    nats_tls_key: str
+    nats_creds: str
+    nats_user: str
+    nats_password: str
+    nats_token: str
     workers: int
     visibility_timeout_ms: int
     execution_timeout_ms: int
@@ -369,11 +389,32 @@ def _conflicts(values: Mapping[str, Any]) -> list[str]:
     if bool(values.get("tls_cert")) != bool(values.get("tls_key")):
         given, missing = ("OJS_TLS_CERT", "OJS_TLS_KEY") if values.get("tls_cert") else ("OJS_TLS_KEY", "OJS_TLS_CERT")
         problems.append(f"{given}: it is not allowed without {missing}; allowed: both, or neither for plain HTTP")
+    problems += _nats_conflicts(values)
     if values.get("nats_replicas", 1) != 1 and values.get("nats_url") == "":
         problems.append(
             f"OJS_NATS_REPLICAS: '{values['nats_replicas']}' is not allowed with the embedded NATS, which is one "
             "server; allowed: 1, or NATS_URL naming a cluster"
         )
+    return problems
+
+
+_NATS_ACCESS = ("tls_ca", "tls_cert", "tls_key", "creds", "user", "password", "token")
+
+
+def _nats_conflicts(values: Mapping[str, Any]) -> list[str]:
+    given = [f"OJS_NATS_{name.upper()}" for name in _NATS_ACCESS if values.get(f"nats_{name}")]
+    problems = []
+    if given and values.get("nats_url") == "":
+        problems.append(f"{given[0]}: it is not allowed without NATS_URL; allowed: both, or neither")
+    for one, other in (("OJS_NATS_TLS_CERT", "OJS_NATS_TLS_KEY"), ("OJS_NATS_USER", "OJS_NATS_PASSWORD")):
+        if (one in given) != (other in given):
+            there, missing = (one, other) if one in given else (other, one)
+            problems.append(f"{there}: it is not allowed without {missing}; allowed: both, or neither")
+    ways = [one for one in given if one in ("OJS_NATS_CREDS", "OJS_NATS_USER", "OJS_NATS_TOKEN")]
+    if ways and "@" in (values.get("nats_url") or ""):
+        ways.append("credentials in NATS_URL")
+    if len(ways) > 1:
+        problems.append(f"{ways[0]}: it is not allowed together with {' and '.join(ways[1:])}; allowed: one of them")
     return problems
 
 

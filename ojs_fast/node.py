@@ -59,6 +59,7 @@ from ojs_fast.core.workflows.service import Workflows
 from ojs_fast.core.workflows.store import WorkflowStore
 from ojs_fast.core.workflows.view import View
 from ojs_fast.storage import names, topology
+from ojs_fast.storage.access import NatsAccess
 from ojs_fast.storage.batches import BatchWriter
 from ojs_fast.storage.buckets import Outbox
 from ojs_fast.storage.connection import Connection
@@ -230,9 +231,14 @@ class Node:
     async def open(self, servers: list[str]) -> None:
         """Connect, create or adopt the streams, start every loop. Raises Unavailable, TopologyError."""
         settings = self.settings
-        await self.connection.open(servers, name=f"ojs-fast {self.node_id}")
+        access = None if settings.is_embedded else NatsAccess.from_settings(settings)
+        await self.connection.open(servers, name=f"ojs-fast {self.node_id}", access=access)
         wanted = topology.streams(settings.nats_replicas, settings.events_max_age_s, settings.events_max_bytes)
-        atomic = await topology.ensure(self.connection, wanted)
+        try:
+            atomic = await topology.ensure(self.connection, wanted)
+        except BaseException:
+            await self.connection.close()
+            raise
         if settings.is_embedded and settings.durability == "always":
             self.connection.commit_in_groups(atomic)
         self.work.open()

@@ -30,6 +30,7 @@ from granian.server import Server
 from ojs_fast import __version__, logs
 from ojs_fast.api.keys import KeysFileError, read_keys
 from ojs_fast.config import INTERNAL_BOOT_ID, INTERNAL_NATS_URL, Settings
+from ojs_fast.storage.access import NatsAccess
 from ojs_fast.storage.probe import NatsStartError, check_external
 from ojs_fast.storage.server import EmbeddedNats, die_with_parent
 
@@ -79,6 +80,7 @@ def run(settings: Settings, *, target: str = TARGET) -> int:
         else:
             for internal in (INTERNAL_NATS_URL, INTERNAL_BOOT_ID):
                 os.environ.pop(internal, None)
+            NatsAccess.from_settings(settings)  # says what is wrong with the files
             check_external(settings.nats_servers)
         _serve(settings, address, target, logging_config)
     except _StopRequested:

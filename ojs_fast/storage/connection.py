@@ -21,7 +21,8 @@ from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig
 
 from ojs_fast import _core
-from ojs_fast.storage.errors import TopologyError, Unavailable
+from ojs_fast.storage.access import NatsAccess
+from ojs_fast.storage.errors import AccessDenied, TopologyError, Unavailable
 from ojs_fast.storage.group_commit import GroupCommit
 from ojs_fast.storage.wire import Wire
 
@@ -63,6 +64,7 @@ class Connection:
         """`wait_ms`: how long `ready` waits for a lost connection to come back."""
         self._nc = Client()
         self._servers: list[str] = []
+        self._access = NatsAccess()
         self._wire: Wire | None = None
         self._wait_s = wait_ms / 1000
         self._inbox = f"_INBOX.{secrets.token_hex(11)}"
@@ -88,10 +90,12 @@ class Connection:
 
     # -- life ------------------------------------------------------------------------------------
 
-    async def open(self, servers: list[str], *, name: str) -> None:
-        """Connect. Raises Unavailable when no server answers, TopologyError when it is too old."""
+    async def open(self, servers: list[str], *, name: str, access: NatsAccess | None = None) -> None:
+        """Connect. Raises Unavailable when no server answers or lets us in, TopologyError when it is too old."""
         self._servers = servers
+        self._access = access or NatsAccess()
         self._loop = asyncio.get_running_loop()
+        await self._connect_wire()  # first, because it says why a server does not let us in
         try:
             async with asyncio.timeout(CONNECT_TIMEOUT_S):
                 self._nc = await nats.connect(
@@ -102,18 +106,20 @@ class Connection:
                     error_cb=self._error,
                     ping_interval=20,
                     max_outstanding_pings=2,
+                    **self._access.for_client(servers),
                 )
         except (OSError, TimeoutError, nats.errors.Error) as error:
+            self._drop_wire()
             raise Unavailable(f"no NATS server answers at {', '.join(map(_masked, servers))}: {error!r}") from error
         version = self._nc.connected_server_version
         if (version.major, version.minor) < MINIMUM_SERVER:
             await self._nc.close()
+            self._drop_wire()
             raise TopologyError(
                 f"nats-server {version.major}.{version.minor}.{version.patch} is too old: ojs-fast needs "
                 f"{MINIMUM_SERVER[0]}.{MINIMUM_SERVER[1]} or later (atomic batches, per-key TTL). "
                 "Upgrade it, or unset NATS_URL to use the embedded one."
             )
-        await self._connect_wire()
         self._tasks = [asyncio.create_task(self._reconnect_loop()), asyncio.create_task(self._expire_loop())]
 
     async def close(self) -> None:
@@ -121,13 +127,16 @@ class Connection:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self._drop_wire()
+        with contextlib.suppress(OSError):  # nats-py still writes to a connection that NATS has just cut
+            await self._nc.close()
+        self._fail_all("the server is closing its NATS connection")
+
+    def _drop_wire(self) -> None:
         self._up.clear()
         if self._wire is not None:
             self._wire.close()
             self._wire = None
-        with contextlib.suppress(OSError):  # nats-py still writes to a connection that NATS has just cut
-            await self._nc.close()
-        self._fail_all("the server is closing its NATS connection")
 
     async def _connect_wire(self) -> None:
         # The server that nats-py found alive comes first.
@@ -137,11 +146,12 @@ class Connection:
             servers.sort(key=lambda server: _masked(server).split("//")[-1] != connected.netloc.rpartition("@")[2])
         failure = Unavailable("no NATS server is configured")
         for server in servers:
-            wire = Wire(server, self._inbox, self._received, self._wire_lost, self._flushing)
+            wire = Wire(server, self._access, self._inbox, self._received, self._wire_lost, self._flushing)
             try:
                 await wire.connect()
             except Unavailable as error:
-                failure = error
+                # Of several reasons, one that does not go away by itself says more.
+                failure = failure if isinstance(failure, AccessDenied) else error
                 continue
             self._wire = wire
             self.max_record_bytes = min(wire.max_payload, FILE_STORE_LIMIT_BYTES) - FRAME_BYTES

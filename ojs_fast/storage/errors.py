@@ -1,4 +1,4 @@
-"""The three things that storage can say besides yes."""
+"""What storage can say besides yes."""
 
 
 class StorageError(Exception):
@@ -15,6 +15,10 @@ class RevisionConflict(StorageError):
 
 class Unavailable(StorageError):
     """NATS did not take the write or answer the read in time; the outcome of a write is unknown."""
+
+
+class AccessDenied(Unavailable):
+    """NATS does not let us in: TLS or credentials. The message says what to correct."""
 
 
 class BatchRefused(StorageError):

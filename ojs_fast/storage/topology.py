@@ -116,6 +116,12 @@ async def _create(connection: Connection, config: dict[str, Any]) -> dict[str, A
 
 
 def _check(wanted: dict[str, Any], found: dict[str, Any]) -> None:
+    if found.get("num_replicas", 1) < wanted["num_replicas"]:
+        raise TopologyError(
+            f"The stream {wanted['name']} exists with {found.get('num_replicas', 1)} replica, but OJS_NATS_REPLICAS "
+            f"asks for {wanted['num_replicas']}. Raise it (nats stream edit {wanted['name']} "
+            f"--replicas={wanted['num_replicas']}, the same for all streams of ojs-fast), or lower OJS_NATS_REPLICAS."
+        )
     for key in (*_MUST_MATCH, "allow_msg_ttl", "allow_atomic", "allow_msg_counter"):
         if wanted.get(key, False) and found.get(key) != wanted[key]:
             raise TopologyError(

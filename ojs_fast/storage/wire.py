@@ -8,14 +8,16 @@ in one system call. Knows frames, nothing of JetStream.
 
 import asyncio
 import logging
+import ssl
 from collections.abc import Callable
-from typing import cast
-from urllib.parse import unquote, urlsplit
+from typing import Any, cast
+from urllib.parse import urlsplit
 
 import orjson
 
 from ojs_fast import __version__, _core
-from ojs_fast.storage.errors import Unavailable
+from ojs_fast.storage.access import NatsAccess
+from ojs_fast.storage.errors import AccessDenied, Unavailable
 
 log = logging.getLogger(__name__)
 
@@ -31,9 +33,16 @@ class Wire(asyncio.Protocol):
     """A connected wire with one wildcard subscription; it is thrown away when it breaks."""
 
     def __init__(
-        self, url: str, inbox: str, on_message: OnMessage, on_lost: OnLost, before_flush: Callable[[], None]
+        self,
+        url: str,
+        access: NatsAccess,
+        inbox: str,
+        on_message: OnMessage,
+        on_lost: OnLost,
+        before_flush: Callable[[], None],
     ) -> None:
         self._url = urlsplit(url if "//" in url else f"nats://{url}")
+        self._access = access
         self._inbox = inbox
         self._on_message = on_message
         self._on_lost = on_lost
@@ -43,22 +52,38 @@ class Wire(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
         self._loop = asyncio.get_running_loop()
         self._outgoing: list[bytes] = []
-        self._connected: asyncio.Future[None] = self._loop.create_future()
+        # For the server's greeting at first, then for the end of the handshake.
+        self._awaited: asyncio.Future[dict[str, Any]] = self._loop.create_future()
         self._pinger: asyncio.TimerHandle | None = None
         self._pongs_due = 0
         self._lost = False
+        self._greeted = self._is_open = False
         self.max_payload = 1024 * 1024
 
     async def connect(self) -> None:
-        """Connect, authenticate, subscribe. Raises Unavailable."""
+        """Connect, authenticate, subscribe. Raises Unavailable, AccessDenied."""
         host, port = self._url.hostname or "127.0.0.1", self._url.port or DEFAULT_PORT
         try:
             async with asyncio.timeout(HANDSHAKE_TIMEOUT_S):
-                await self._loop.create_connection(lambda: self, host, port)
-                await self._connected
+                transport, _ = await self._loop.create_connection(lambda: self, host, port)
+                info = await self._awaited
+                self._awaited = self._loop.create_future()
+                tls = self._access.context(self._url.scheme, is_required=bool(info.get("tls_required")))
+                if tls is not None:
+                    upgraded = await self._loop.start_tls(transport, self, tls, server_hostname=host)
+                    self._transport = cast("asyncio.Transport", upgraded)
+                self._handshake(info)
+                await self._awaited
+        except ssl.SSLError as error:
+            self.abort()
+            raise AccessDenied(
+                f"TLS with the NATS server at {host}:{port} failed ({error.reason or error}); correct the address in "
+                "NATS_URL, OJS_NATS_TLS_CA, or OJS_NATS_TLS_CERT and OJS_NATS_TLS_KEY"
+            ) from error
         except (OSError, TimeoutError) as error:
             self.abort()
             raise Unavailable(f"no NATS server answers at {host}:{port}: {error!r}") from error
+        self._is_open = True
         self._ping()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -86,20 +111,27 @@ class Wire(asyncio.Protocol):
             self.send_frame(b"PONG\r\n")
         elif verb == "PONG":
             self._pongs_due = 0
-            if not self._connected.done():
-                self._connected.set_result(None)
+            if not self._awaited.done():
+                self._awaited.set_result({})
         elif verb == "INFO":
-            self.max_payload = orjson.loads(text).get("max_payload", self.max_payload)
-            if not self._connected.done():
-                self._handshake()
+            info = orjson.loads(text)
+            self.max_payload = info.get("max_payload", self.max_payload)
+            if not self._greeted:
+                self._greeted = True
+                self._awaited.set_result(info)
         elif verb == "-ERR":
             reason = text.decode("utf-8", "replace")
             log.warning("NATS reports an error: %s", reason)
-            if not self._connected.done():
-                self._connected.set_exception(Unavailable(f"NATS refuses the connection: {reason}"))
+            if not self._awaited.done():
+                self._awaited.set_exception(
+                    AccessDenied(
+                        f"NATS refuses the connection: {reason}; correct the credentials in NATS_URL, OJS_NATS_CREDS, "
+                        "OJS_NATS_USER and OJS_NATS_PASSWORD, or OJS_NATS_TOKEN"
+                    )
+                )
 
-    def _handshake(self) -> None:
-        options = {
+    def _handshake(self, info: dict[str, Any]) -> None:
+        options: dict[str, Any] = {
             "verbose": False,
             "pedantic": False,
             "headers": True,
@@ -109,11 +141,7 @@ class Wire(asyncio.Protocol):
             "protocol": 1,
             "name": "ojs-fast wire",
         }
-        user, password = unquote(self._url.username or ""), unquote(self._url.password or "")
-        if user and password:
-            options |= {"user": user, "pass": password}
-        elif user:
-            options["auth_token"] = user
+        options |= self._access.for_connect(self._url, info.get("nonce", ""))
         self.send_frame(b"CONNECT %s\r\nSUB %s.* 1\r\nPING\r\n" % (orjson.dumps(options), self._inbox.encode()))
 
     def _ping(self) -> None:
@@ -153,10 +181,10 @@ class Wire(asyncio.Protocol):
         self._lost = True
         if self._pinger:
             self._pinger.cancel()
-        if not self._connected.done():
-            self._connected.set_exception(Unavailable(f"NATS closed the connection: {error!r}"))
-        else:
+        if self._is_open:
             self._on_lost()
+        elif not self._awaited.done():
+            self._awaited.set_exception(Unavailable(f"NATS closed the connection: {error!r}"))
 
     def close(self) -> None:
         """Send what is queued, then close without calling `on_lost`."""

@@ -17,6 +17,7 @@ import pytest
 
 from ojs_fast.config import Settings
 from ojs_fast.node import Node
+from ojs_fast.storage.errors import TopologyError
 from tests.support.api import Api, unique_queue
 from tests.support.load import Ledger, connections
 from tests.support.nats_cluster import SIZE, NatsCluster
@@ -55,6 +56,25 @@ async def test_what_was_written_is_read_wherever_the_node_asks(cluster: NatsClus
             assert await reader.jobs.existing([job_id]) == {job_id: stored}
             await reader.jobs.cancel(job_id)
             assert orjson.loads(await made[number % SIZE].jobs.get(job_id))["state"] == "cancelled"
+
+
+async def test_streams_with_fewer_replicas_are_not_taken_for_replicated_ones() -> None:
+    """The start ends, says which stream it is and what to do; more replicas than asked for are welcome."""
+    cluster = NatsCluster()
+
+    async def opened(replicas: str) -> None:
+        node = Node(Settings.from_env({"NATS_URL": cluster.url, "OJS_NATS_REPLICAS": replicas}))
+        await node.open(cluster.urls)
+        assert node.connection.is_replicated == (replicas == "3")
+        await node.close()
+
+    try:
+        await asyncio.to_thread(cluster.__enter__)
+        await opened("1")
+        with pytest.raises(TopologyError, match=r"OJS exists with 1 replica, but OJS_NATS_REPLICAS asks for 3.*edit"):
+            await opened("3")
+    finally:
+        cluster.close()
 
 
 async def disturb(cluster: NatsCluster, fault: str, chance: random.Random) -> None:
