@@ -203,21 +203,35 @@ async def enqueue_batch_once(jobs: Jobs, body: bytes, ticket: Ticket | None, ids
     """`Jobs.enqueue_batch`, or what an earlier run of the same request made of it. Raises OJSError."""
     if ids is None:
         return await jobs.enqueue_batch(body, ticket)
-    if ids.is_retry and (found := await jobs.existing_batch(body, ids.again().next)):
+    if ids.is_retry and (found := await _batch_made_before(jobs, body, ids.again())):
         return found
     try:
         return await jobs.enqueue_batch(body, ticket, ids.next)
     except Duplicate as duplicate:
         if not is_own(duplicate, ids):
             raise
-        return await jobs.existing_batch(body, ids.again().next, was_made=True)
+        return await _batch_made_before(jobs, body, ids.again(), is_certain=True)
 
 
 async def made_before(jobs: Jobs, body: bytes, duplicate: Duplicate) -> tuple[str, bytes]:
     """The request's own job, which is in its way: as it is, or as it was when it came if it is gone already."""
     job_id = (duplicate.details or {})["existing_job_id"]
     found = await jobs.existing([job_id])
-    return job_id, found.get(job_id) or jobs.as_enqueued(body, job_id)
+    return job_id, found.get(job_id) or jobs.parsed(body, lambda _: job_id).serialize()
+
+
+async def _batch_made_before(jobs: Jobs, body: bytes, ids: DerivedIds, *, is_certain: bool = False) -> list[bytes]:
+    """A batch that an earlier run created, [] if none did; the records' bytes in the order given. Raises OJSError.
+
+    A batch is there as a whole or not at all, so one job shows that it was made (`is_certain`: so does something else).
+    A job that is missing gave way to another one (`ignore`), which is told, or it has ended and is gone: then it is
+    told as it was when it came.
+    """
+    records = jobs.parsed_batch(body, ids.next)
+    found = await jobs.existing(record.id for record in records)
+    if not found and not is_certain:
+        return []
+    return [found.get(record.id) or await jobs.preferred_to(record) or record.serialize() for record in records]
 
 
 def is_own(duplicate: Duplicate, ids: DerivedIds) -> bool:

@@ -92,7 +92,7 @@ class Jobs:
         Two round trips: create the record, publish the work message. `ticket` tells how long to wait for room in
         a bounded queue, `new_id` makes the id of a job without one. Raises OJSError.
         """
-        record = self._parsed(body, new_id or self._ids.next)
+        record = self.parsed(body, new_id or self._ids.next)
         if unique.is_asked_for(record):
             return await self._enqueue_unique(record, ticket)
         stored = self._serialized(record)
@@ -153,7 +153,7 @@ class Jobs:
 
         Raises OJSError, Unavailable.
         """
-        record = self._parsed(body, lambda _: job_id)
+        record = self.parsed(body, lambda _: job_id)
         wish = unique.wish_of(record) if unique.is_asked_for(record) else None
         if extra is not None:
             record.extra = {**(record.extra or {}), **extra}
@@ -182,7 +182,8 @@ class Jobs:
         self._announce(record)
         return record
 
-    def _parsed(self, body: bytes, new_id: NewId) -> _core.Record:
+    def parsed(self, body: bytes, new_id: NewId) -> _core.Record:
+        """The record that `enqueue` would store now. Raises OJSError."""
         try:
             record = _core.parse_enqueue(body, self._clock(), new_id, self._settings.max_depth)
         except (ValueError, TypeError) as error:
@@ -192,7 +193,8 @@ class Jobs:
             self._apply_rules([record])
         return record
 
-    def _parsed_batch(self, body: bytes, new_id: NewId) -> list[_core.Record]:
+    def parsed_batch(self, body: bytes, new_id: NewId) -> list[_core.Record]:
+        """The same for each job of a batch. Raises OJSError."""
         try:
             records = _core.parse_batch(body, self._clock(), new_id, self._settings.max_depth, MAX_BATCH)
         except (ValueError, TypeError) as error:
@@ -227,7 +229,7 @@ class Jobs:
             made.add(id_)
             return id_
 
-        records = self._parsed_batch(body, new_id or new)
+        records = self.parsed_batch(body, new_id or new)
         ids_are_new = len(made) == len(records)
         if not ids_are_new:
             self._refuse_twins(records)
@@ -376,29 +378,13 @@ class Jobs:
         """The records of those jobs that exist, by id. Raises Unavailable."""
         return {job_id: stored for job_id, (stored, _) in (await self._stores.records.get_many(job_ids)).items()}
 
-    async def existing_batch(self, body: bytes, new_id: NewId, *, was_made: bool = False) -> list[bytes]:
-        """A batch that was enqueued before under these ids, [] if it was not; the records' bytes in the order given.
-
-        A batch is there as a whole or not at all, so one job shows that it was (`was_made`: so does something else).
-        A job that is missing gave way to another one (`ignore`), which is told, or it has ended and is gone: then it
-        is told as it was when it came. Raises OJSError, Unavailable.
-        """
-        records = self._parsed_batch(body, new_id)
-        found = await self.existing(record.id for record in records)
-        if not found and not was_made:
-            return []
-        return [found.get(record.id) or await self._preferred(record) or record.serialize() for record in records]
-
-    async def _preferred(self, record: _core.Record) -> bytes:
+    async def preferred_to(self, record: _core.Record) -> bytes:
+        """The job that a unique one would be ignored in favour of now, b"" when there is none. Raises Unavailable."""
         wish = unique.wish_of(record) if unique.is_asked_for(record) else None
         if wish is None or wish.on_conflict != "ignore":
             return b""
         holder, _ = await self._locks.in_the_way(wish, record.id)
         return holder.stored if holder is not None else b""
-
-    def as_enqueued(self, body: bytes, job_id: str) -> bytes:
-        """The record that `enqueue` would store now. Raises OJSError."""
-        return self._parsed(body, lambda _: job_id).serialize()
 
     async def get(self, job_id: str) -> bytes:
         """The public JSON of a job. A job past its `expires_at` is discarded first. Raises OJSError."""
