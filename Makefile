@@ -9,6 +9,9 @@ SUITES_DIR ?= ../shared/conformance/suites
 SUITES     ?= $(SUITES_DIR)/level-0-core $(SUITES_DIR)/level-1-reliable $(SUITES_DIR)/level-2-scheduled \
               $(SUITES_DIR)/level-3-workflows $(SUITES_DIR)/level-4-advanced
 OJS_URL    ?=
+# make fuzz: how many requests, and what they are made from.
+COUNT      ?= 100000
+SEED       ?=
 # make docker-up, docker-down: what to start; docker/compose.cluster.yaml is three nodes on three NATS servers.
 COMPOSE    ?= docker/compose.yaml
 # Further options of what a target runs: pytest, the benchmark, the conformance runner (--extended for extension suites).
@@ -21,7 +24,7 @@ LEVELS    := conformance-level-0 conformance-level-1 conformance-level-2 conform
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run build test lint fmt bench load conformance docker-up docker-down $(LEVELS) clean
+.PHONY: help run build test lint fmt bench load fuzz conformance docker-up docker-down $(LEVELS) clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z-]+:.*## / {sub(/\$$\(LEVELS\)/, "conformance-level-N", $$1); printf "  %-20s %s\n", $$1, $$2}' Makefile
@@ -65,6 +68,9 @@ conformance: build ## run the official cases: SUITES=directories, OJS_URL=server
 
 $(LEVELS): conformance-level-%: ## run the official cases of level N
 	@$(MAKE) --no-print-directory conformance SUITES='$(wildcard $(SUITES_DIR)/level-$*-*)'
+
+fuzz: build ## COUNT damaged requests (100,000) to every endpoint, from SEED (random)
+	OJS_FUZZ_COUNT=$(COUNT) OJS_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/fuzz
 
 docker-up: ## build and start COMPOSE (docker/compose.yaml), with OJS_API_KEY set
 	docker compose -f $(COMPOSE) up --build --detach --wait

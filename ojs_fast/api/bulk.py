@@ -14,7 +14,7 @@ from ojs_fast.core.bulk import RETRIABLE, Bulk, Item, Outcome, reason
 from ojs_fast.core.idempotency import Answer, DerivedIds, IdempotentRequests, enqueue_batch_once
 from ojs_fast.core.job_search import JobFilter
 from ojs_fast.core.jobs import MAX_BATCH, WAITING_STATES, Jobs
-from ojs_fast.core.refusals import refused
+from ojs_fast.core.refusals import decode_field, refused
 from ojs_fast.errors import BackendUnavailable, OJSError, Unsupported, invalid_field
 
 DONE = {"cancel": "cancelled", "retry": "retried", "delete": "deleted", "get": "found"}
@@ -103,7 +103,8 @@ class BulkHandlers:
             key = _key(request, body.get("idempotency_key")) if action != "get" else None
             act = partial(self._act, action, job_ids, wanted)
             answer = await act() if key is None else await self._idempotent.run(action, key, request.body, act)
-            return _reply(answer, orjson.loads(answer.body)["total"] if job_ids is None else len(job_ids))
+            total = answer.body[slice(*_core.scan_json_object(answer.body)["total"])]
+            return _reply(answer, int(total))
 
         return handler
 
@@ -141,7 +142,7 @@ def _bulk_request(request: Request) -> tuple[str, str | None, list[bytes]]:
     except (ValueError, TypeError) as error:
         raise refused(error) from None
     values = {
-        name: orjson.loads(request.body[start:end])
+        name: decode_field(request.body[start:end], name)
         for name, (start, end) in members.items()
         if name in ("atomicity", "idempotency_key")
     }

@@ -234,8 +234,10 @@ def error_type(record: _core.Record) -> str:
     """The type of a job's last error; "Unknown" when it told none."""
     if not record.errors:
         return UNKNOWN
-    last: dict[str, Any] = orjson.loads(record.errors[-1])
-    return str(last.get("type") or last.get("code") or UNKNOWN)
+    last = record.errors[-1]
+    members = _core.scan_json_object(last)  # not decoded: the details may hold numbers that no double can
+    told = (orjson.loads(last[slice(*members[name])]) for name in ("type", "code") if name in members)
+    return str(next(filter(None, told), UNKNOWN))
 
 
 def _encode_cursor(revision: int) -> str:

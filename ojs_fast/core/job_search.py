@@ -5,10 +5,11 @@ Waiting and active jobs are found from what NATS lists of them: work messages an
 scheduled or last changed; `sort` orders within what was found.
 """
 
-import json
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from typing import Any
+
+import orjson
 
 from ojs_fast import _core
 from ojs_fast.core.propagate import LISTED
@@ -63,8 +64,11 @@ class JobFilter:
         return not self.enqueued_before_ms or enqueued_ms < self.enqueued_before_ms
 
     def _takes_meta(self, record: _core.Record) -> bool:
-        meta = json.loads(_core.public_job(record.serialize())).get("meta", {})
-        return all(name in meta and _is_same(meta[name], value) for name, value in self.meta)
+        job = _core.public_job(record.serialize())
+        span = _core.scan_json_object(job).get("meta")
+        meta = job[slice(*span)] if span else b"{}"
+        members = _core.scan_json_object(meta)
+        return all(name in members and _holds(meta[slice(*members[name])], value) for name, value in self.meta)
 
     @property
     def counted_state(self) -> str:
@@ -126,6 +130,13 @@ class JobSearch:
                 found = await self._stores.records.get_many(job_ids)
                 stored = [found[job_id][0] for job_id in job_ids if job_id in found]
                 yield [(record, one) for one in stored if (record := _parse(one)) is not None]
+
+
+def _holds(raw: bytes, wanted: Any) -> bool:
+    try:
+        return _is_same(orjson.loads(raw), wanted)
+    except orjson.JSONDecodeError:  # a number that no double can hold, so it is none that can be asked for
+        return False
 
 
 def _is_same(one: Any, other: Any) -> bool:

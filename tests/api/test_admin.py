@@ -307,3 +307,38 @@ def test_a_bad_request_about_many_changes_nothing(api: Api, body: Body, field: s
         assert reply.status_code == 400
         assert reply.json()["error"]["details"]["field"] == field
     assert api.get(dead)["state"] == "discarded"
+
+
+# -- numbers that no double can hold ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("number", ["1e400", "-1" + "0" * 400, "9" * 6000], ids=["exponent", "long", "longer"])
+def test_jobs_with_huge_numbers_are_listed_and_found(api: Api, number: str) -> None:
+    """They are JSON, so they are stored and told as they came, wherever a job is looked at."""
+    queue = unique_queue()
+    options = f'{{"queue":"{queue}","retry":{{"max_attempts":1}}}}'
+    job = f'{{"type":"a.b","args":[{number}],"meta":{{"n":{number},"k":"v"}},"options":{options}}}'
+    assert api.http.post("/ojs/v1/jobs", content=job, headers={"Content-Type": "application/json"}).status_code == 201
+    for wanted, count in (({"k": "v"}, 1), ({"n": 1}, 0), ({"k": 1}, 0)):
+        found = api.request("POST", "/jobs/bulk/get", {"filter": {"queue": queue, "meta": wanted}})
+        assert (found.status_code, found.text.count(queue) > 0) == (200, bool(count))
+    listed = api.http.get(f"/ojs/v1/admin/jobs?queue={queue}&sort=priority")
+    assert (listed.status_code, listed.text.count(f'"args":[{number}]')) == (200, 1)
+    job_id = listed.text.partition('"id":"')[2].partition('"')[0]
+    fetched = api.request("POST", "/workers/fetch", {"queues": [queue]})
+    assert (fetched.status_code, fetched.text.count(number)) == (200, 2)
+    error = f'{{"code":"c","message":"m","type":"T","retryable":false,"details":{{"n":{number}}}}}'
+    failure = f'{{"job_id":"{job_id}","error":{error}}}'
+    nack = api.http.post("/ojs/v1/workers/nack", content=failure, headers={"Content-Type": "application/json"})
+    assert nack.status_code == 200
+    for path in (
+        f"/dead-letter?queue={queue}",
+        f"/admin/dead-letter?queue={queue}",
+        f"/dead-letter/stats?queue={queue}",
+    ):
+        assert api.request("GET", path).status_code == 200
+    assert api.request("GET", f"/admin/jobs/{job_id}").status_code == 200
+    assert api.request("GET", f"/jobs/{job_id}").status_code == 200
+    bulk = f'{{"atomicity":{number},"jobs":[{{"type":"a.b","args":[]}}]}}'
+    refused = api.http.post("/ojs/v1/jobs/bulk", content=bulk, headers={"Content-Type": "application/json"})
+    assert (refused.status_code, refused.json()["error"]["details"]["field"]) == (400, "atomicity")

@@ -1,0 +1,1 @@
+"""Hostile requests: valid ones, damaged at random from a seed."""
