@@ -74,7 +74,7 @@ class DeadLetters:
         self._stores = stores
         self._jobs = jobs
         self._events = events
-        self._bucket = Bucket(stores.connection, names.DEAD)
+        self._bucket = Bucket(stores.connection, names.DEAD, {"job_id": str, "queue": str, "dead_at_ms": int})
 
     async def page(self, queue: str, limit: int, cursor: str, offset: int) -> Page:
         """Dead letters, oldest first; of one queue unless `queue` is "". Raises InvalidRequest, Unavailable."""

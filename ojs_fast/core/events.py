@@ -105,7 +105,8 @@ ID_CLOCK_MARGIN_MS = 5000
 def _matches(event: dict[str, Any], types: list[str], queues: list[str], job_types: list[str]) -> bool:
     data = event.get("data", {})
     return (
-        (not types or event.get("type") in types)
+        bool(event)  # else it is none of ours
+        and (not types or event.get("type") in types)
         and (not queues or data.get("queue") in queues)
         and (not job_types or data.get("job_type") in job_types)
     )

@@ -78,7 +78,7 @@ class IdempotentRequests:
 
     def __init__(self, stores: Stores, clock: NowMs) -> None:
         self._connection = stores.connection
-        self._bucket = Bucket(stores.connection, names.UNIQUE)
+        self._bucket = Bucket(stores.connection, names.UNIQUE, {"digest": str, "at_ms": int})
         self._pieces = Blobs(stores.connection, names.UNIQUE)
         self._clock = clock
 

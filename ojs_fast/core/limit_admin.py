@@ -46,8 +46,8 @@ class LimitAdmin:
         """`(keys of this page by name, number of all)`. Raises Unavailable."""
         tokens = sorted(await self._bucket.keys())
         found = await self._bucket.get_many(tokens[(page - 1) * per_page : page * per_page])
-        read = {names.decode_token(token): LimitState.read(token, value) for token, (value, _) in found.items()}
-        states = {name: state for name, state in sorted(read.items()) if state is not None}
+        read = [(token, LimitState.read(token, value)) for token, (value, _) in sorted(found.items())]
+        states = {names.decode_token(token): state for token, state in read if state is not None}
         waiting = await self._waiting(list(states))
         return [self._shown(name, state, waiting[name]) for name, state in states.items()], len(tokens)
 

@@ -217,13 +217,17 @@ def _events(sequence: int, payload: bytes) -> Iterator[tuple[LiveEvent, list[str
     except orjson.JSONDecodeError:  # not one of ours
         return
     for number, envelope in enumerate(envelopes if isinstance(envelopes, list) else [], 1):
-        data = envelope.get("data", {})
-        channels = [ALL]
-        if "job_id" in data:
-            channels.append(f"job:{data['job_id']}")
-        if "queue" in data:
-            channels.append(f"queue:{data['queue']}")
-        yield _live(envelope.get("type", ""), data, (sequence, number)), channels
+        try:
+            data = envelope["data"]
+            channels = [ALL]
+            if "job_id" in data:
+                channels.append(f"job:{data['job_id']}")
+            if "queue" in data:
+                channels.append(f"queue:{data['queue']}")
+            event = _live(envelope["type"], data, (sequence, number))
+        except (KeyError, TypeError):  # not one of ours
+            continue
+        yield event, channels
 
 
 def _live(event_type: str, data: dict[str, Any], position: Position) -> LiveEvent:

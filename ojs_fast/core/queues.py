@@ -97,7 +97,7 @@ class Queues:
     """The registry of queues in `ojs-queues`; every node watches it."""
 
     def __init__(self, connection: Connection, clock: NowMs) -> None:
-        self._bucket = Bucket(connection, names.QUEUES)
+        self._bucket = Bucket(connection, names.QUEUES, {"name": str, "created_ms": int})
         self._store = Blobs(connection, names.QUEUES)
         self._watch = Watch(connection, names.QUEUES, self._changed)
         self._clock = clock

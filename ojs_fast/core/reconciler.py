@@ -52,7 +52,7 @@ class Reconciler:
         self._settler = settler
         self._inheritance = inheritance
         self._stale = stale
-        self._active = Bucket(stores.connection, names.ACTIVE)
+        self._active = Bucket(stores.connection, names.ACTIVE, {"visible_ms": int})
         self._walks_due = 0
         # Sequences of messages that live nodes keep on purpose.
         self.parked: Callable[[], Awaitable[set[int]]] = _none

@@ -58,7 +58,7 @@ class Settler:
         self._limits = limits
         self._node_id = node_id
         self._clock = clock
-        self._active = Bucket(stores.connection, names.ACTIVE)
+        self._active = Bucket(stores.connection, names.ACTIVE, {"visible_ms": int})
 
     async def ack(self, job_id: str, worker_id: str, result: bytes) -> Settled:
         """`active` → completed, one round trip on the claiming node. Raises OJSError, Unavailable."""

@@ -54,7 +54,7 @@ class UniqueLocks:
         self._stores = stores
         self._propagator = propagator
         self._clock = clock
-        self._bucket = Bucket(stores.connection, names.UNIQUE)
+        self._bucket = Bucket(stores.connection, names.UNIQUE, {"job_id": str, "at_ms": int})
         # Those of one node that want the same lock stand in line here instead of at NATS.
         self._lines: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         propagator.on_extra(FEATURE, self._follow)

@@ -8,7 +8,7 @@ import asyncio
 import contextlib
 import logging
 from collections import deque
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -31,12 +31,24 @@ ONLY_NEW_FOR = ONLY_NEW[:-2] + b"Nats-TTL: %ds\r\n\r\n"
 DELETED = headers(KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
 
 
+# Entries that are none of ours, each told once.
+_foreign: set[tuple[str, str]] = set()
+
+
+def _tell_foreign(bucket: str, key: str, reason: str) -> None:
+    if (bucket, key) not in _foreign:
+        _foreign.add((bucket, key))
+        log.error("a foreign entry in %s is left alone: %s", bucket, reason, extra={"key": key[:200]})
+
+
 class Bucket:
     """One KV bucket with values in JSON."""
 
-    def __init__(self, connection: Connection, name: str) -> None:
+    def __init__(self, connection: Connection, name: str, fields: Mapping[str, type] | None = None) -> None:
+        """`fields`: what every value has at least, and of which types; any other value is foreign."""
         self._connection = connection
         self.name = name
+        self._fields = fields or {}
 
     def _headers(self, revision: int | None, ttl_s: int) -> bytes:
         if revision == 0:
@@ -74,7 +86,19 @@ class Bucket:
         stored, revision = await self._connection.last(
             names.bucket_stream(self.name), names.bucket_subject(self.name, key)
         )
-        return orjson.loads(stored) if stored else None, revision
+        return self._decoded(key, stored) if stored else None, revision
+
+    def _decoded(self, key: str, stored: bytes) -> Any:
+        """The value, None for one that none of us has written."""
+        try:
+            value = orjson.loads(stored)
+            if all(type(value[name]) is kind for name, kind in self._fields.items()):
+                return value
+            reason = f"expected {', '.join(self._fields)}"
+        except (orjson.JSONDecodeError, TypeError, KeyError) as error:
+            reason = repr(error)
+        _tell_foreign(self.name, key, reason)
+        return None
 
     async def delete(self, key: str) -> None:
         """Remove a key; its marker goes by itself. Raises Unavailable."""
@@ -108,8 +132,9 @@ class Bucket:
             batch = await self._connection.get_batch(names.bucket_stream(self.name), query)
             for message in batch:
                 after = message.sequence
-                if message.is_live:
-                    found.append((message.stored_subject[prefix:], orjson.loads(message.data), after))
+                key = message.stored_subject[prefix:]
+                if message.is_live and (value := self._decoded(key, message.data)) is not None:
+                    found.append((key, value, after))
             if len(batch) < wanted:
                 break
         return found
@@ -119,7 +144,8 @@ class Bucket:
         prefix = len(names.bucket_subject(self.name, ""))
         query = {"multi_last": [names.bucket_subject(self.name, keys)], "batch": MATCHES}
         batch = await self._connection.get_batch(names.bucket_stream(self.name), query)
-        return [(m.stored_subject[prefix:], orjson.loads(m.data), m.sequence) for m in batch if m.is_live]
+        live = [(m.stored_subject[prefix:], m) for m in batch if m.is_live]
+        return [(key, value, m.sequence) for key, m in live if (value := self._decoded(key, m.data)) is not None]
 
     async def count(self, keys: str = ">") -> int:
         """How many keys there are, markers of recent deletions included. Raises Unavailable."""
@@ -142,7 +168,8 @@ class Bucket:
         """`{key: (value, revision)}` of those that exist. Raises Unavailable."""
         prefix = names.bucket_subject(self.name, "")
         found = await self._connection.last_of_each(names.bucket_stream(self.name), [prefix + key for key in keys])
-        return {subject[len(prefix) :]: (orjson.loads(stored), at) for subject, (stored, at) in found.items()}
+        named = [(subject[len(prefix) :], stored, at) for subject, (stored, at) in found.items()]
+        return {key: (value, at) for key, stored, at in named if (value := self._decoded(key, stored)) is not None}
 
     async def erase(self, key: str) -> None:
         """Remove a key without leaving a marker, so that `count` stays exact. Raises Unavailable."""
@@ -360,6 +387,10 @@ class Watch:
             self._break()
         self._last_delivered = int(tokens[6])
         value = None if "KV-Operation" in fields or "Nats-Marker-Reason" in fields or not msg.data else msg.data
-        self._changed(msg.subject[self._prefix :], value, int(tokens[5]))
+        key = msg.subject[self._prefix :]
+        try:
+            self._changed(key, value, int(tokens[5]))
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            _tell_foreign(self._bucket, key, repr(error))
         if tokens[8] == "0":
             self.synced.set()

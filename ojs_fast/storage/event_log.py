@@ -75,4 +75,12 @@ class EventLog:
                 events = orjson.loads(message.data)
             except orjson.JSONDecodeError:
                 events = []
-            yield message.sequence, events if isinstance(events, list) else []
+            # Whatever is none of ours keeps its place: cursors count.
+            yield (
+                message.sequence,
+                [one if _is_event(one) else {} for one in events] if isinstance(events, list) else [],
+            )
+
+
+def _is_event(value: Any) -> bool:
+    return isinstance(value, dict) and isinstance(value.get("data"), dict)

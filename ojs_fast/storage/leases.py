@@ -40,7 +40,7 @@ class Leases:
         self.is_leader = False
         self._boot_id = boot_id
         self._now_ms = now_ms
-        self._bucket = Bucket(connection, names.NODES)
+        self._bucket = Bucket(connection, names.NODES, {"node_id": str})
         self._watch = Watch(connection, names.NODES, self._changed)
         # key → (value, revision, monotonic time when it last changed)
         self._seen: dict[str, tuple[dict[str, Any], int, float]] = {}
@@ -81,7 +81,12 @@ class Leases:
             return
         known = self._seen.get(key)
         if known is None or known[1] != revision:
-            entry = orjson.loads(value)
+            try:
+                entry = _lease(key, value)
+            except (ValueError, KeyError, TypeError):
+                if key != LEADER_KEY:
+                    raise
+                entry = {"node_id": ""}  # whatever it is, it leads nothing and may be written over
             self._seen[key] = (entry, revision, time.monotonic())
             if key == LEADER_KEY and not entry["node_id"]:
                 self._vacated.set()
@@ -210,3 +215,12 @@ class Leases:
             log.warning("another node took over as scheduler leader")
             assert self._deposed
             await self._deposed()
+
+
+def _lease(key: str, value: bytes) -> dict[str, Any]:
+    """A lease or the leader's entry. Raises ValueError, KeyError, TypeError for a foreign one."""
+    entry: dict[str, Any] = orjson.loads(value)
+    renewed_ms = entry["renewed_ms"] if key.startswith(NODE_PREFIX) else 0
+    if type(entry["node_id"]) is not str or type(renewed_ms) is not int:
+        raise ValueError(f"no lease: {value[:200]!r}")
+    return entry

@@ -1,6 +1,7 @@
 """How many messages and index entries a queue has, from numbers that NATS keeps anyway: no scan, no listing."""
 
 import asyncio
+import contextlib
 import itertools
 from typing import Any
 
@@ -26,7 +27,11 @@ class QueueCounts:
         subject = f"ojs.queue.{names.encode_token(queue)}.>"
         info = await self._connection.stream_info(names.WORK_STREAM, {"subjects_filter": subject})
         subjects = info["state"].get("subjects") or {}
-        return {names.parse_work_subject(one)[1]: int(count) for one, count in subjects.items()}
+        counts: dict[int, int] = {}
+        for one, count in subjects.items():
+            with contextlib.suppress(ValueError):  # a subject that is none of ours, and whose messages no level has
+                counts[names.parse_work_subject(one)[1]] = int(count)
+        return counts
 
     async def all_work_messages(self) -> int:
         """Available and active jobs of all queues. Raises Unavailable."""

@@ -7,6 +7,7 @@ ID.s.N       segment      outcomes of 512 members; missing = all open
 """
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -19,6 +20,8 @@ from ojs_fast.errors import NotFound, PayloadTooLarge
 from ojs_fast.storage import names
 from ojs_fast.storage.blobs import Blobs
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
+
+log = logging.getLogger(__name__)
 
 CHUNK_BYTES = 64 * 1024
 CHUNKS_KEPT = 256
@@ -102,6 +105,7 @@ class WorkflowStore:
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
         self._blobs = Blobs(stores.connection, names.WORKFLOWS)
+        self._foreign: set[str] = set()  # keys that hold no header of ours, told once
         # Immutable, or checked by compare-and-set when written: a stale value costs a round trip.
         self._chunks: _Lru[str, list[Member]] = _Lru(CHUNKS_KEPT)
         self._graphs: _Lru[str, Graph] = _Lru(GRAPHS_KEPT)
@@ -118,7 +122,16 @@ class WorkflowStore:
     async def find(self, workflow_id: str) -> Run | None:
         """The workflow as the stream's leader has it, or None. Raises Unavailable."""
         found = await self._blobs.get(workflow_id)
-        return Run(Header.decode(workflow_id, found[0]), found[1]) if found else None
+        return self._run(workflow_id, *found) if found else None
+
+    def _run(self, workflow_id: str, data: bytes, revision: int) -> Run | None:
+        try:
+            return Run(Header.decode(workflow_id, data), revision)
+        except (ValueError, TypeError) as error:
+            if workflow_id not in self._foreign:
+                self._foreign.add(workflow_id)
+                log.error("a foreign entry in ojs-workflows is left alone: %s", error, extra={"key": workflow_id})
+            return None
 
     async def load(self, workflow_id: str) -> Run:
         """As `find`, but raises NotFound."""
@@ -128,9 +141,9 @@ class WorkflowStore:
         return run
 
     async def find_many(self, workflow_ids: Iterable[str]) -> dict[str, Run]:
-        """Those that exist; a replica may lag behind. Raises Unavailable."""
+        """Those that exist. Raises Unavailable."""
         found = await self._blobs.get_all(workflow_ids)
-        return {id_: Run(Header.decode(id_, data), revision) for id_, (data, revision) in found.items()}
+        return {id_: run for id_, one in found.items() if (run := self._run(id_, *one)) is not None}
 
     async def update(self, run: Run, apply: Callable[[Header], bool], ttl_s: int = 0) -> bool:
         """Change the header by compare-and-set; `apply` returns False when there is nothing to change.
@@ -208,7 +221,7 @@ class WorkflowStore:
     async def page(self, after: int, limit: int) -> tuple[list[Run], int]:
         """Workflows by their header's revision, and the cursor of the next page, 0 at the end."""
         page, cursor = await self._blobs.page("*", after, limit)
-        return [Run(Header.decode(key, data), revision) for key, data, revision in page], cursor
+        return [run for one in page if (run := self._run(*one)) is not None], cursor
 
     async def count(self) -> int:
         """How many workflows there are. Raises Unavailable."""
