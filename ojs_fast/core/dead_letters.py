@@ -80,18 +80,31 @@ class DeadLetters:
         """Dead letters, oldest first; of one queue unless `queue` is "". Raises InvalidRequest, Unavailable."""
         keys = _keys(queue)
         after = _decode_cursor(cursor)
-        total = await self._bucket.count(keys)
         while offset > 0:
             skipped = await self._bucket.page(after, min(offset, PAGE), keys)
             if not skipped:
-                return Page([], total, "")
+                break
             after = skipped[-1][2]
             offset -= len(skipped)
-        entries = await self._bucket.page(after, limit + 1, keys)
-        found = await self._stores.records.get_many(value["job_id"] for _, value, _ in entries[:limit])
-        jobs = [found[value["job_id"]][0] for _, value, _ in entries[:limit] if value["job_id"] in found]
+        entries = await self._bucket.page(after, limit + 1, keys) if offset <= 0 else []
+        while len(jobs := await self._living(entries[:limit])) < len(entries[:limit]):
+            entries = await self._bucket.page(after, limit + 1, keys)
         more = len(entries) > limit
-        return Page(jobs, total, _encode_cursor(entries[limit - 1][2]) if more else "")
+        total = await self._bucket.count(keys)
+        return Page([stored for _, stored in jobs], total, _encode_cursor(entries[limit - 1][2]) if more else "")
+
+    async def _living(self, entries: list[tuple[str, Any, int]]) -> list[tuple[_core.Record, bytes]]:
+        """The dead letters of these entries; what a node left that died behind a retry or a removal is erased."""
+        found = await self._stores.records.get_many(entry["job_id"] for _, entry, _ in entries)
+        living: list[tuple[_core.Record, bytes]] = []
+        for key, entry, revision in entries:
+            stored = found.get(entry["job_id"], (b"", 0))[0]
+            record = _core.Record.parse(stored) if stored else None
+            if record is not None and record.dead_letter:
+                living.append((record, stored))
+            else:
+                await self._bucket.erase(key, revision)  # a job that died again has a later one
+        return living
 
     # -- many ------------------------------------------------------------------------------------
 
@@ -99,14 +112,8 @@ class DeadLetters:
         after = 0
         while entries := await self._bucket.page(after, READ_AT_ONCE, _keys(wanted.queue)):
             after = entries[-1][2]
-            job_ids = [entry["job_id"] for _, entry, _ in entries if wanted.takes_entry(entry)]
-            found = await self._stores.records.get_many(job_ids)
-            records = [(_core.Record.parse(found[one][0]), found[one][0]) for one in job_ids if one in found]
-            yield [
-                (record, stored)
-                for record, stored in records
-                if record.dead_letter and wanted.error_type in ("", error_type(record))
-            ]
+            records = await self._living([one for one in entries if wanted.takes_entry(one[1])])
+            yield [(record, stored) for record, stored in records if wanted.error_type in ("", error_type(record))]
 
     async def search(self, wanted: DeadFilter, offset: int, limit: int) -> tuple[list[bytes], int]:
         """`(records of one page, number of all that match)`, oldest first. Raises InvalidRequest, Unavailable."""
@@ -173,11 +180,11 @@ class DeadLetters:
             entries = await self._bucket.page(0, min(excess - pruned, AT_ONCE))
             if not entries:
                 break
-            for key, entry, _ in entries:
+            for key, entry, revision in entries:
                 try:
                     await self.delete(entry["job_id"])
                 except NotFound:  # retried or gone meanwhile: only the entry was left
-                    await self._bucket.erase(key)
+                    await self._bucket.erase(key, revision)
             pruned += len(entries)
         if pruned:
             self._events.announce("dead_letter.pruned", "dead-letter", {"count": pruned})

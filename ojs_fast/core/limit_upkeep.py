@@ -106,7 +106,7 @@ class LimitUpkeep:
         Raises Unavailable.
         """
         found = await self._stores.records.get_many(state.holders)
-        live, dead = self._leases.live_nodes(), {node_id for node_id, _ in self._leases.dead_nodes()}
+        live, dead = self._leases.live_nodes(), self._leases.dead_nodes()
         is_sure, dropped = True, 0
         for job_id, (permit, taken_ms) in state.holders.items():
             stored, revision = found.get(job_id, (b"", 0))

@@ -57,7 +57,7 @@ class Reconciler:
         # Sequences of messages that live nodes keep on purpose.
         self.parked: Callable[[], Awaitable[set[int]]] = _none
         # What else is to be repaired after dead nodes, given their ids; may raise Unavailable.
-        self.on_dead: list[Callable[[list[str]], Awaitable[None]]] = []
+        self.on_dead: list[Callable[[set[str]], Awaitable[None]]] = []
         self._cut_ms = 0
         self._rechecked: set[str] = set()
         # From when on (epoch ms), and at which monotonic time, to look for what a repair did twice.
@@ -89,7 +89,7 @@ class Reconciler:
 
         Raises Unavailable.
         """
-        dead = {node_id for node_id, _ in self._leases.dead_nodes()}
+        dead = self._leases.dead_nodes()
         if dead - self._rechecked:
             await self._settler.recheck(self._leases.live_nodes())
         self._rechecked = dead
@@ -111,18 +111,18 @@ class Reconciler:
         dead = self._leases.dead_nodes()
         if not dead:
             return 0
-        since_ms = min(renewed_ms for _, renewed_ms in dead) - MARGIN_MS
+        since_ms = min([await self._leases.last_renewal_ms(node_id) for node_id in dead]) - MARGIN_MS
         log.info("reconciling after %d dead nodes", len(dead))
         # First, so that the replay finds what this writes, and before any other node runs half a batch.
         await self._stores.intents.finish_dead(self._leases.live_nodes())
-        self._inheritance.begin({node_id for node_id, _ in dead})
+        self._inheritance.begin(dead)
         repaired, seen = await self._replay(since_ms)
         await self._inheritance.take_over(seen)
         await self._adopt_entered()
         await self._walk_in_flight()
         for repair in self.on_dead:
-            await repair([node_id for node_id, _ in dead])
-        for node_id, _ in dead:
+            await repair(dead)
+        for node_id in dead:
             await self._leases.bury(node_id)
         # Live nodes claimed, settled and cancelled meanwhile: some of what was published again is stale by now.
         self._audit_due = (min(since_ms, (self._audit_due or (since_ms, 0.0))[0]), time.monotonic() + AUDIT_AFTER_S)

@@ -17,7 +17,7 @@ from nats.aio.msg import Msg
 
 from ojs_fast import _core
 from ojs_fast.storage import names
-from ojs_fast.storage.connection import READ_AT_ONCE, Connection, PubAck, headers
+from ojs_fast.storage.connection import NO_MESSAGE_FOUND, READ_AT_ONCE, Connection, PubAck, headers
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
 from ojs_fast.storage.records import WRONG_LAST_SEQUENCE
 
@@ -171,9 +171,22 @@ class Bucket:
         named = [(subject[len(prefix) :], stored, at) for subject, (stored, at) in found.items()]
         return {key: (value, at) for key, stored, at in named if (value := self._decoded(key, stored)) is not None}
 
-    async def erase(self, key: str) -> None:
-        """Remove a key without leaving a marker, so that `count` stays exact. Raises Unavailable."""
-        await self._connection.purge(names.bucket_stream(self.name), names.bucket_subject(self.name, key))
+    async def written_ms(self, key: str) -> int:
+        """When a key was written last, by the clock of NATS (epoch ms); 0 when there is none. Raises Unavailable."""
+        query = {"last_by_subj": names.bucket_subject(self.name, key)}
+        answer = await self._connection.api(f"STREAM.MSG.GET.{names.bucket_stream(self.name)}", query)
+        if "error" in answer:
+            if answer["error"].get("err_code") == NO_MESSAGE_FOUND:
+                return 0
+            raise Unavailable(f"reading {self.name}/{key} failed: {answer['error'].get('description')}")
+        return _core.parse_rfc3339_ms(answer["message"]["time"])
+
+    async def erase(self, key: str, revision: int = 0) -> None:
+        """Remove a key without leaving a marker, so that `count` stays exact; what was written after `revision` stays.
+
+        Raises Unavailable.
+        """
+        await self._connection.purge(names.bucket_stream(self.name), names.bucket_subject(self.name, key), revision)
 
 
 class Outbox:

@@ -413,9 +413,13 @@ class Connection:
             raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
         return answer
 
-    async def purge(self, stream: str, subject: str) -> None:
-        """Remove every message of a stream whose subject matches. Raises Unavailable."""
-        answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": subject})
+    async def purge(self, stream: str, subject: str, through: int = 0) -> None:
+        """Remove the messages of a stream whose subject matches, up to sequence `through` (0 = all).
+
+        Raises Unavailable.
+        """
+        bound = {"seq": through + 1} if through else {}
+        answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": subject, **bound})
         if "error" in answer:
             raise Unavailable(f"purge failed: {answer['error'].get('description')}")
 

@@ -108,13 +108,23 @@ class Leases:
             if k.startswith(NODE_PREFIX) and not self._is_dead(v, seen)
         } | {self.node_id}
 
-    def dead_nodes(self) -> list[tuple[str, int]]:
-        """`[(node id, last renewal in epoch ms)]` of those whose lease ended and is not reconciled yet."""
-        return [
-            (v["node_id"], v["renewed_ms"])
+    def dead_nodes(self) -> set[str]:
+        """Ids of those whose lease ended and is not reconciled yet."""
+        return {
+            v["node_id"]
             for k, (v, _, seen) in self._seen.items()
             if k.startswith(NODE_PREFIX) and self._is_dead(v, seen)
-        ]
+        }
+
+    async def last_renewal_ms(self, node_id: str) -> int:
+        """When a node last renewed its lease (epoch ms), by its own clock or by NATS', whichever is earlier.
+
+        What it wrote carries NATS' time, and its own clock may have been far ahead. Raises Unavailable.
+        """
+        key = NODE_PREFIX + node_id
+        told = self._seen[key][0]["renewed_ms"] if key in self._seen else self._now_ms()
+        written_ms = await self._bucket.written_ms(key)
+        return min(int(told), written_ms or int(told))
 
     def _is_dead(self, value: dict[str, Any], seen: float) -> bool:
         if value["node_id"] == self.node_id:

@@ -2,7 +2,7 @@
 
 The half-done state is written into NATS by hand, in the name of a node that does not exist, before a
 server starts. `recent`: the dead node's lease says that it may just have written all that, so the
-records written lately are replayed. `old`: its lease was renewed long after, so only `ojs-active` and
+records written lately are replayed. `old`: its lease was renewed long after (16 s), so only `ojs-active` and
 the delivered work messages tell.
 """
 
@@ -22,6 +22,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from ojs_fast import _core
+from ojs_fast.core.reconciler import MARGIN_MS
 from ojs_fast.storage import names
 from tests.support.api import Api, unique_queue
 from tests.support.nats import Nats
@@ -33,6 +34,8 @@ pytestmark = pytest.mark.faults
 # A lease that nobody renews counts as dead after 4 s; then the leader looks once a second.
 REPAIRED_S = 10
 RESERVATION_MS = 1500
+# Records that were written so long before a lease was renewed are not replayed.
+LONG_AGO_S = MARGIN_MS / 1000 + 1
 HOUR_MS = 3_600_000
 
 Build = Callable[["Scene", Client], Awaitable[None]]
@@ -187,7 +190,8 @@ async def write_recent(scene: Scene, client: Client) -> None:
         if row in {"claimed", "stale"}:
             (claimed if row == "claimed" else completed)(record)
             await left.replace(record)
-    await left.lease(renewed_ms=now_ms())
+    # Its clock was ahead; what counts is when NATS got the lease.
+    await left.lease(renewed_ms=now_ms() + HOUR_MS)
 
 
 OLD = ["pulled", "claimed-entered", "claimed-delivered"]
@@ -208,7 +212,8 @@ async def write_old(scene: Scene, client: Client) -> None:
             await left.replace(record)
         if row == "claimed-entered":
             await left.enter_active(record)
-    await left.lease(renewed_ms=now_ms() + HOUR_MS)
+    await asyncio.sleep(LONG_AGO_S)
+    await left.lease(renewed_ms=now_ms())
 
 
 def play(rows: list[str], build: Build) -> Iterator[Scene]:
