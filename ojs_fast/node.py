@@ -70,6 +70,7 @@ from ojs_fast.storage.intents import IntentLog
 from ojs_fast.storage.leases import Leases
 from ojs_fast.storage.queue_counts import QueueCounts
 from ojs_fast.storage.records import Records
+from ojs_fast.storage.recounts import Recounts
 from ojs_fast.storage.server_clock import ServerClock
 from ojs_fast.storage.work import WorkQueue
 
@@ -89,7 +90,8 @@ class Node:
         self.started = time.monotonic()
         self.connection = Connection(settings.backend_wait_ms)
         outbox = Outbox(self.connection)
-        self.work = WorkQueue(self.connection, settings.nats_replicas)
+        self.recounts = Recounts(self.connection)
+        self.work = WorkQueue(self.connection, self.recounts, settings.nats_replicas)
         records = Records(self.connection)
         intents = IntentLog(self.connection, records, self.node_id)
         batches = BatchWriter(records, intents, write_ahead=settings.is_embedded and settings.durability == "interval")
@@ -104,7 +106,7 @@ class Node:
         self.propagator.is_held = self.claims.has
         self.tallies = Tallies(self.stores, self.propagator, self.node_id, clock)
         self.stale = StaleMessages(self.stores)
-        counts = QueueCounts(self.connection, settings.nats_replicas)
+        counts = QueueCounts(self.connection, self.recounts, settings.nats_replicas)
         self.peers = Peers(self.stores, self.leases)
         self.stats = Stats(
             self.stores, self.queues, self.claims, self.tallies, self.stale, self.peers, counts, self.metrics, clock
@@ -242,6 +244,7 @@ class Node:
         if settings.is_embedded and settings.durability == "always":
             self.connection.commit_in_groups(atomic)
         self.work.open()
+        await self.recounts.open()
         await self.stores.outbox.open()
         await self.propagator.open()
         await self.stale.open()
@@ -280,6 +283,7 @@ class Node:
         await self.queues.close()
         await self.propagator.close()
         await self.stale.close()
+        await self.recounts.close()
         await self.stores.outbox.close()
         await self.tallies.close()
         await self.leases.close()

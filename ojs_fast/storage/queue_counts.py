@@ -9,6 +9,7 @@ from ojs_fast import _core
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import Unavailable
+from ojs_fast.storage.recounts import Recounts
 
 CONSUMER_NOT_FOUND = 10014
 MESSAGES = 500
@@ -18,8 +19,9 @@ INDEXES = (names.SCHEDULED, names.RETRY)
 class QueueCounts:
     """Counts of single queues. Every call costs the same whatever lies in the queue."""
 
-    def __init__(self, connection: Connection, replicas: int) -> None:
+    def __init__(self, connection: Connection, recounts: Recounts, replicas: int) -> None:
         self._connection = connection
+        self._recounts = recounts
         self._replicas = replicas
 
     async def work_messages(self, queue: str) -> dict[int, int]:
@@ -42,10 +44,11 @@ class QueueCounts:
         stream, name = names.bucket_stream(bucket), names.counting_consumer(queue)
         answer = await self._connection.api(f"CONSUMER.INFO.{stream}.{name}")
         if answer.get("error", {}).get("err_code") == CONSUMER_NOT_FOUND:
+            config = self._config(bucket, queue, name)
             answer = await self._connection.api(
-                f"CONSUMER.DURABLE.CREATE.{stream}.{name}",
-                {"stream_name": stream, "config": self._config(bucket, queue, name)},
+                f"CONSUMER.DURABLE.CREATE.{stream}.{name}", {"stream_name": stream, "config": config}
             )
+            self._recounts.made(stream, name, config["filter_subject"], lambda: None)
         if "error" in answer:
             raise Unavailable(f"counting {queue} in {bucket} failed: {answer['error'].get('description')}")
         return int(answer["num_pending"])

@@ -16,6 +16,7 @@ from ojs_fast import _core
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import NO_MESSAGE_FOUND, Connection, PubAck
 from ojs_fast.storage.errors import Unavailable
+from ojs_fast.storage.recounts import Recounts
 
 log = logging.getLogger(__name__)
 
@@ -72,8 +73,9 @@ class _Line:
 class WorkQueue:
     """All work messages, seen from one node."""
 
-    def __init__(self, connection: Connection, replicas: int = 1) -> None:
+    def __init__(self, connection: Connection, recounts: Recounts, replicas: int = 1) -> None:
         self._connection = connection
+        self._recounts = recounts
         self._replicas = replicas
         self._pullers: dict[str, _Puller] = {}
         self._lines: dict[str, _Line] = {}
@@ -347,6 +349,7 @@ class WorkQueue:
         if "error" in answer:
             raise Unavailable(f"JetStream refuses the consumer {puller.name}: {answer['error'].get('description')}")
         puller.exists = True
+        self._recounts.made(names.WORK_STREAM, puller.name, puller.subject, partial(_vanished, puller))
 
     def forget(self) -> None:
         """Drop what this node knows of consumers and messages in hand (after a reset)."""
@@ -414,6 +417,10 @@ class WorkQueue:
         """Up to 500 stored messages: `[(sequence, subject, payload)]`. `query` is `seq` or `start_time`."""
         batch = await self._connection.get_batch(names.WORK_STREAM, {"next_by_subj": subject, "batch": 500, **query})
         return [(message.sequence, message.stored_subject, message.data) for message in batch]
+
+
+def _vanished(puller: _Puller) -> None:
+    puller.exists = False
 
 
 def ack_sequence(ack_subject: str) -> int:

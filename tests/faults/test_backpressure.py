@@ -14,6 +14,7 @@ import pytest
 
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.queue_counts import QueueCounts
+from ojs_fast.storage.recounts import Recounts
 from tests.support.api import Api, unique_queue
 from tests.support.load import Broken, Http, connections
 from tests.support.nats import Nats
@@ -60,7 +61,7 @@ class Crowd:
 
 async def watch(connection: Connection, queue: str, until: Callable[[], bool]) -> int:
     """The greatest depth that was ever seen, read past the servers."""
-    counts, deepest = QueueCounts(connection, 1), 0
+    counts, deepest = QueueCounts(connection, Recounts(connection), 1), 0
     while not until():
         deepest = max(deepest, await counts.depth(queue))
     return deepest

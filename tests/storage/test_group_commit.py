@@ -15,6 +15,7 @@ from ojs_fast.storage import group_commit, topology
 from ojs_fast.storage.connection import Connection, headers
 from ojs_fast.storage.errors import KeyTaken, Unavailable
 from ojs_fast.storage.records import WRONG_LAST_SEQUENCE, Records
+from ojs_fast.storage.recounts import Recounts
 from ojs_fast.storage.server import EmbeddedNats
 from ojs_fast.storage.work import WorkQueue
 
@@ -80,7 +81,7 @@ async def test_writes_of_one_key_keep_their_order(tmp_path: Path) -> None:
 async def test_work_messages_of_a_flush_arrive_in_order(tmp_path: Path) -> None:
     """200 messages of one level go together; their shared acknowledgement means that all are there."""
     async with grouping(tmp_path) as (connection, _):
-        work = WorkQueue(connection)
+        work = WorkQueue(connection, Recounts(connection))
         work.open()
         shared = {work.publish("q", 0, b"%d" % number) for number in range(200)}
         assert len(shared) == 1

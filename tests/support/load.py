@@ -66,6 +66,8 @@ class Http:
             raise
 
     async def _call(self, method: str, path: str, payload: bytes, headers: dict[str, str]) -> tuple[int, Body]:
+        if self._streams is not None and self._streams[0].at_eof():
+            await self.close()  # the server ends what was idle for ten seconds
         if self._streams is None:
             self._streams = await asyncio.open_connection(self._host, self._port, limit=1 << 24)
         reader, writer = self._streams

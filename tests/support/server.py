@@ -26,10 +26,18 @@ LOG_LINES_SHOWN = 60
 class Server:
     """One server process; with `nats_url` on that NATS, else with an embedded one in `data_dir`.
 
-    `data_dir` unset: a temporary directory, removed by `close`. `env` adds settings.
+    `data_dir` unset: a temporary directory, removed by `close`. `env` adds settings. `module` is what is run.
     """
 
-    def __init__(self, data_dir: Path | None = None, *, nats_url: str = "", env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        data_dir: Path | None = None,
+        *,
+        nats_url: str = "",
+        env: dict[str, str] | None = None,
+        module: str = "ojs_fast",
+    ) -> None:
+        self._module = module
         self._scratch = Path(tempfile.mkdtemp(prefix="ojs-test-"))
         self.data_dir = data_dir or self._scratch / "data"
         self.port = free_port()
@@ -82,7 +90,7 @@ class Server:
         assert not self.is_running, "it runs already"
         with self._log_file.open("ab") as output:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "ojs_fast", "serve"],
+                [sys.executable, "-m", self._module, "serve"],
                 env=self._env,
                 cwd=self._scratch,
                 stdin=subprocess.DEVNULL,
