@@ -14,11 +14,13 @@ from ojs_fast import _core
 from ojs_fast.core.clock import Deadlines, NowMs
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Outbox
+from ojs_fast.storage.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
 ENTER_AFTER_MS = 1000
 SWEEP_S = 1.0
+TRY_AGAIN_MS = 1000
 
 
 @dataclass(slots=True)
@@ -161,10 +163,14 @@ class Claims:
                 continue
             try:
                 await self._expire(claim)
-            except Exception:
-                log.exception("a deadline could not be handled; it is tried again", extra={"ojs.job_id": job_id})
+            except Exception as error:
+                text, extra = "a deadline could not be handled; it is tried again", {"ojs.job_id": job_id}
+                if isinstance(error, Unavailable):
+                    log.info("%s: %s", text, error, extra=extra)
+                else:
+                    log.exception(text, extra=extra)
                 if job_id in self._held:
-                    self._deadlines.set(job_id, self._steady() + 1000)
+                    self._deadlines.set(job_id, self._steady() + TRY_AGAIN_MS)
 
     def _enter(self, job_id: str, claim: Claim, *, only_new: bool = False) -> None:
         claim.entered = True

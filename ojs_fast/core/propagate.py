@@ -19,6 +19,8 @@ from ojs_fast.storage.errors import RevisionConflict, Unavailable
 log = logging.getLogger(__name__)
 
 AT_ONCE = 200
+# A creation of unknown outcome is looked for at intervals that double, from the first to the last.
+FIRST_LOOK_S, LAST_LOOK_S = 1.0, 256.0
 # The states in which `expires_at` ends a job.
 WAITING = ("available", "scheduled", "retryable")
 # The states whose jobs an index lists by queue.
@@ -60,7 +62,10 @@ class Propagator:
         self._followers: dict[str, Callable[[_core.Record, int], None]] = {}
         self._actions: deque[Callable[[], Awaitable[None]]] = deque()
         self._wake = asyncio.Event()
+        # Creations that may still land: the next look, and how long to wait before it.
+        self._looks: dict[str, tuple[asyncio.TimerHandle, float]] = {}
         self._task: asyncio.Task[None] | None = None
+        stores.records.on_unknown = self.doubt
 
     async def open(self) -> None:
         """Start to repair what `doubt` names."""
@@ -68,6 +73,8 @@ class Propagator:
 
     async def close(self) -> None:
         """Stop repairing; what is left is found by reconcile."""
+        for timer, _ in self._looks.values():
+            timer.cancel()
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -175,12 +182,26 @@ class Propagator:
                     self._actions.popleft()
                 found = await self._stores.records.get_many(job_ids)
                 for job_id in job_ids:
-                    if job_id in found:
-                        await self.repair(*found[job_id])
+                    is_open = self._stores.records.may_land(job_id)
+                    one = await self._stores.records.certain(job_id) if is_open else found.get(job_id)
+                    if one is not None:
+                        self._looks.pop(job_id, None)
+                        await self.repair(*one)
+                    elif is_open:
+                        self._look_later(job_id)
                     self._doubtful.pop(job_id, None)
             except (Unavailable, RevisionConflict) as error:
                 log.info("repair is tried again: %s", error)
                 await asyncio.sleep(0.1)
+
+    def _look_later(self, job_id: str) -> None:
+        """A creation may lie in the buffers of a server that stands still."""
+        _, waited_s = self._looks.pop(job_id, (None, FIRST_LOOK_S / 2))
+        if waited_s >= LAST_LOOK_S:
+            self._stores.records.give_up(job_id)
+            return
+        timer = asyncio.get_running_loop().call_later(waited_s * 2, self.doubt, job_id)
+        self._looks[job_id] = (timer, waited_s * 2)
 
     async def repair(self, stored: bytes, revision: int) -> None:
         """Make the rest follow one record. Raises Unavailable, RevisionConflict."""

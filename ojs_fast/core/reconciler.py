@@ -21,6 +21,7 @@ from ojs_fast.core.stores import Stores
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.connection import NodeMessage
+from ojs_fast.storage.errors import RevisionConflict
 from ojs_fast.storage.leases import Leases
 
 log = logging.getLogger(__name__)
@@ -32,6 +33,8 @@ READ_AT_ONCE = 500
 WALKS_AFTER_A_CUT = 2
 CUT_MARGIN_MS = 2000
 AUDIT_AFTER_S = 2.0
+# With several NATS servers, what was sent to one that stood still may land long after its sender was reconciled.
+LATE_S = (15, 45, 120)
 
 
 class Reconciler:
@@ -62,6 +65,9 @@ class Reconciler:
         self._rechecked: set[str] = set()
         # From when on (epoch ms), and at which monotonic time, to look for what a repair did twice.
         self._audit_due: tuple[int, float] | None = None
+        # The last revision that a replay saw, and when to look behind it.
+        self._seen = 0
+        self._late: list[float] = []
         stores.connection.on_disconnect(self._cut_off)
 
     async def leader_changed(self, _: NodeMessage) -> None:
@@ -110,6 +116,7 @@ class Reconciler:
         """Repair after every dead node, then bury it; returns how many there were. Raises Unavailable."""
         dead = self._leases.dead_nodes()
         if not dead:
+            await self._replay_late()
             return 0
         since_ms = min([await self._leases.last_renewal_ms(node_id) for node_id in dead]) - MARGIN_MS
         log.info("reconciling after %d dead nodes", len(dead))
@@ -126,11 +133,23 @@ class Reconciler:
             await self._leases.bury(node_id)
         # Live nodes claimed, settled and cancelled meanwhile: some of what was published again is stale by now.
         self._audit_due = (min(since_ms, (self._audit_due or (since_ms, 0.0))[0]), time.monotonic() + AUDIT_AFTER_S)
+        if self._stores.connection.is_replicated:
+            self._seen = seen
+            self._late = [time.monotonic() + after_s for after_s in LATE_S]
         log.info("reconciled: %d recent records were set right", repaired)
         return len(dead)
 
-    async def _replay(self, since_ms: int) -> tuple[int, int]:
-        """Let everything follow the records written since then by nodes that are dead.
+    async def _replay_late(self) -> None:
+        """Look for what dead nodes had sent to a server that stood still, written only after the replay."""
+        if not self._late or time.monotonic() < self._late[0]:
+            return
+        repaired, self._seen = await self._replay(now_ms() - MARGIN_MS - round(LATE_S[-1] * 1000), self._seen)
+        self._late.pop(0)
+        if repaired:
+            log.warning("%d records of dead nodes came late", repaired)
+
+    async def _replay(self, since_ms: int, after: int = 0) -> tuple[int, int]:
+        """Let everything follow the records written since then, or behind a revision, by nodes that are dead.
 
         Returns how many were set right, and the last revision that was seen.
         """
@@ -138,7 +157,6 @@ class Reconciler:
         published = await self._published_since(start_time)
         live = self._leases.live_nodes()
         repaired = 0
-        after = 0
         while page := await self._stores.records.written_since(start_time, after):
             for job_id, stored, revision in page:
                 after = revision
@@ -223,6 +241,13 @@ class Reconciler:
         if found is None or record is None:
             await self._stores.work.delete(sequence)
         elif record.state == "available" and found[1] == revision:
+            if self._stores.connection.is_replicated:
+                # A claim of the dead node may lie in the buffers of a server that stands still: it is refused now.
+                try:
+                    revision = await self._stores.records.replace(record.id, found[0], revision)
+                except RevisionConflict:
+                    self._propagator.doubt(record.id)
+                    return
             # Pulled by a node that died, or by a live one about to claim: then this copy is stale.
             published = self._propagator.follow(record, found[0], revision)
             if published is not None:

@@ -172,7 +172,7 @@ class Settler:
 
     async def adopt(self, job_id: str) -> None:
         """Hold the claim of an active job as the record tells it. Raises Unavailable."""
-        found = await self._stores.records.get(job_id)
+        found = await self._stores.records.certain(job_id)
         if found is None:
             return
         await self.adopt_record(_core.Record.parse(found[0]), found[1])
@@ -184,8 +184,16 @@ class Settler:
         """
         if record.state != "active" or self._claims.get(record.id):
             return
+        if self._stores.connection.is_replicated and record.node_id != self._node_id:
+            # What the dead node wrote last may lie in the buffers of a server that stands still: it is refused now.
+            try:
+                revision = await self._stores.records.replace(record.id, record.serialize(), revision)
+            except RevisionConflict:
+                self._propagator.doubt(record.id)
+                return
         entry = await self._active.get(names.attempt_key(record.id, record.attempt))
-        visible_ms = record.started_ms + record.reservation_ms
+        # Whoever claimed it may have had a clock that was far ahead.
+        visible_ms = min(record.started_ms, self._clock()) + record.reservation_ms
         if entry is not None:
             visible_ms = max(visible_ms, int(entry[0].get("visible_ms", 0)))
         self._claims.hold(Claim(record, revision, visible_ms, entered=entry is not None))

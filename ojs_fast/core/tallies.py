@@ -150,7 +150,7 @@ class Tallies:
         self._propagator.call_later(lambda: self._resolve(period, job_id))
 
     async def _resolve(self, period: Period, job_id: str) -> None:
-        found = await self._stores.records.get(job_id)
+        found = await self._stores.records.certain(job_id)
         record = _core.Record.parse(found[0]) if found else None
         self.drop(period)
         for owner, number, state in parse_marks(record) if record else ():

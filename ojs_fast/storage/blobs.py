@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import READ_AT_ONCE, Connection, headers
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
-from ojs_fast.storage.records import WRONG_LAST_SEQUENCE
+from ojs_fast.storage.records import CONFLICTS
 
 # Bytes and revision.
 Found = tuple[bytes, int]
@@ -63,7 +63,7 @@ class Blobs:
         header = headers(**fields) if fields else b""
         subject = names.bucket_subject(self._bucket, key)
         sequence, code, description = await self._connection.write(subject, data, header)
-        if code == WRONG_LAST_SEQUENCE:
+        if code in CONFLICTS:
             raise RevisionConflict(key)
         if code:
             raise Unavailable(f"JetStream refused {self._bucket}/{key}: {description} (error {code})")

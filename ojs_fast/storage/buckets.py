@@ -19,11 +19,12 @@ from ojs_fast import _core
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import NO_MESSAGE_FOUND, READ_AT_ONCE, Connection, PubAck, headers
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
-from ojs_fast.storage.records import WRONG_LAST_SEQUENCE
+from ojs_fast.storage.records import CONFLICTS
 
 log = logging.getLogger(__name__)
 
 MARKER_TTL_S = 30
+REFUSED_WAIT_S = 1.0
 HEARTBEAT_S = 5
 MATCHES = 1000
 ONLY_NEW = headers(Nats_Expected_Last_Subject_Sequence=0)
@@ -70,7 +71,7 @@ class Bucket:
         sequence, code, description = await self._connection.write(
             names.bucket_subject(self.name, key), orjson.dumps(value), self._headers(revision, ttl_s)
         )
-        if code == WRONG_LAST_SEQUENCE:
+        if code in CONFLICTS:
             raise RevisionConflict(key)
         if code:
             raise Unavailable(f"JetStream refused {self.name}/{key}: {description} (error {code})")
@@ -116,7 +117,7 @@ class Bucket:
         """Remove a key if it still is at `revision`; otherwise it stays. Raises Unavailable."""
         await self._connection.ready()
         _, code, description = await self.start_remove(key, revision)
-        if code not in (0, WRONG_LAST_SEQUENCE):
+        if code not in (0, *CONFLICTS):
             raise Unavailable(f"JetStream refused to delete {self.name}/{key}: {description}")
 
     async def page(self, after: int, limit: int, keys: str = ">") -> list[tuple[str, Any, int]]:
@@ -259,15 +260,25 @@ class Outbox:
                 self._late.put_nowait(partial(self._send, number, subject, payload, header))
                 return
             _, code, description = answer.result()
-            if code and not (code == WRONG_LAST_SEQUENCE and header.startswith(ONLY_NEW[:-2])):
-                log.error("JetStream refused %s: %s (error %d)", subject, description, code)
+            if code and not (code in CONFLICTS and header.startswith(ONLY_NEW[:-2])):
+                # No leader, no space: a job may depend on this entry, so it is sent until it is taken.
+                log.warning("JetStream refused %s, it is sent again: %s (error %d)", subject, description, code)
+                again = partial(self._send, number, subject, payload, header)
+                asyncio.get_running_loop().call_later(REFUSED_WAIT_S, self._late.put_nowait, again)
+                return
             self._done(number)
 
         future.add_done_callback(check)
 
     def _purge(self, number: int, stream: str, subject: str) -> None:
-        def collect(_: _core.WireMessage) -> bool:
-            if not future.done():
+        def collect(message: _core.WireMessage) -> bool:
+            if future.done():
+                return True
+            # "No responders", or an error: a cluster without a leader at this moment.
+            error = orjson.loads(message.data).get("error") if message.data else f"status {message.status}"
+            if error:
+                future.set_exception(Unavailable(f"purging {subject} failed: {error}"))
+            else:
                 future.set_result(None)
             return True
 

@@ -7,7 +7,7 @@ import orjson
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
-from ojs_fast.storage.records import WRONG_LAST_SEQUENCE, replace_headers
+from ojs_fast.storage.records import CONFLICTS, replace_headers
 
 # A value to write, and the revision that the key must be at (0 = it must not exist).
 Put = tuple[str, Any, int]
@@ -32,7 +32,7 @@ class Committer:
                 for key, value, revision in puts
             ]
         )
-        if code == WRONG_LAST_SEQUENCE:
+        if code in CONFLICTS:
             raise RevisionConflict(self._bucket)
         if code:
             raise Unavailable(f"JetStream refused a batch for {self._bucket}: {description} (error {code})")

@@ -1,18 +1,22 @@
 """Records in `ojs-jobs`, the only truth about a job: create, replace at a revision, read.
 
 Every write is a compare-and-set and its outcome is always resolved: when a PubAck is lost, the record
-is read back and compared with what was written. Knows bytes and revisions, no job rule.
+is read back and compared with what was written. Knows bytes and revisions, no job rule but which states are final.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
+from ojs_fast import _core
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import READ_AT_ONCE, Connection, PubAck, headers
 from ojs_fast.storage.errors import BatchRefused, KeyTaken, RevisionConflict, Unavailable
 
 WRONG_LAST_SEQUENCE = 10071
+# The same from a cluster, when the write that is in the way has not been replicated yet.
+WRITE_UNDER_WAY = 10164
+CONFLICTS = (WRONG_LAST_SEQUENCE, WRITE_UNDER_WAY)
 ATOMIC_BATCH_DEFAULT = 1000  # what nats-server allows when its batch limits are not raised
 
 _PREFIX = names.bucket_subject(names.JOBS, "")
@@ -35,6 +39,10 @@ class Records:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        # Writes of this node that may still land, whenever that is: job id → the revision they expect.
+        self._unknown: dict[str, int] = {}
+        #: told of each of them
+        self.on_unknown: Callable[[str], None] = lambda _: None
 
     def start_replace(self, job_id: str, stored: bytes, revision: int, ttl_s: int = 0) -> "asyncio.Future[PubAck]":
         """Send a compare-and-set now; hand the future to `finish_replace`."""
@@ -44,16 +52,15 @@ class Records:
         self, job_id: str, stored: bytes, revision: int, ttl_s: int, pending: "asyncio.Future[PubAck]"
     ) -> int:
         """The new revision. Raises RevisionConflict, or Unavailable when the outcome stays unknown."""
-        try:
-            sequence, code, description = await pending
-        except Unavailable:
+        sequence, code, description = await _outcome(pending)
+        if code == WRITE_UNDER_WAY:
             return await self._resolve(job_id, stored, revision, replace_headers(revision, ttl_s))
         return self._accepted(job_id, sequence, code, description)
 
     def _accepted(self, job_id: str, sequence: int, code: int, description: str) -> int:
         if code == 0:
             return sequence
-        if code == WRONG_LAST_SEQUENCE:
+        if code in CONFLICTS:
             raise RevisionConflict(job_id)
         raise Unavailable(f"JetStream refused the record: {description} (error {code})")
 
@@ -65,9 +72,8 @@ class Records:
         if not self._connection.is_up:
             await self._connection.ready()
         header = replace_headers(revision, ttl_s)
-        try:
-            sequence, code, description = await self._connection.write(_PREFIX + job_id, stored, header)
-        except Unavailable:
+        sequence, code, description = await _outcome(self._connection.write(_PREFIX + job_id, stored, header))
+        if code == WRITE_UNDER_WAY:
             return await self._resolve(job_id, stored, revision, header)
         return self._accepted(job_id, sequence, code, description)
 
@@ -75,18 +81,13 @@ class Records:
         """Write a record that must not exist yet; its revision. Raises KeyTaken or Unavailable."""
         if not self._connection.is_up:
             await self._connection.ready()
+        sequence, code, description = await _outcome(self._connection.write(_PREFIX + job_id, stored, _CREATE))
         try:
-            sequence, code, description = await self._connection.write(_PREFIX + job_id, stored, _CREATE)
-        except Unavailable:
-            try:
+            if code == WRITE_UNDER_WAY:
                 return await self._resolve(job_id, stored, 0, _CREATE)
-            except RevisionConflict:
-                raise KeyTaken(job_id) from None
-        if code == 0:
-            return sequence
-        if code == WRONG_LAST_SEQUENCE:
-            raise KeyTaken(job_id)
-        raise Unavailable(f"JetStream refused the record: {description} (error {code})")
+            return self._accepted(job_id, sequence, code, description)
+        except RevisionConflict:
+            raise KeyTaken(job_id) from None
 
     async def fence(self, job_id: str) -> None:
         """Make sure that a record that was never written never will be, for FENCE_TTL_S.
@@ -108,12 +109,11 @@ class Records:
         batch = [
             (_PREFIX + job_id, stored, replace_headers(revision, ttl_s)) for job_id, stored, revision, ttl_s in writes
         ]
-        try:
-            sequence, code, description = await self._connection.write_batch(batch)
-        except Unavailable:
-            sequence, code = await self._resolve_batch([(job_id, stored) for job_id, stored, _, _ in writes]), 0
-            description = ""
-        if code == WRONG_LAST_SEQUENCE:
+        sequence, code, description = await _outcome(self._connection.write_batch(batch))
+        if code == WRITE_UNDER_WAY:
+            sequence = await self._resolve_batch([(one, stored, revision) for one, stored, revision, _ in writes])
+            code = 0
+        if code in CONFLICTS:
             raise RevisionConflict(writes[-1][0])
         if code:
             raise Unavailable(f"JetStream refused the batch: {description} (error {code})")
@@ -128,13 +128,12 @@ class Records:
         """
         await self._connection.ready()
         batch = [(_PREFIX + job_id, stored, _CREATE) for job_id, stored in records]
-        try:
-            sequence, code, description = await self._connection.write_batch(batch)
-        except Unavailable:
-            return await self._resolve_batch(records)
+        sequence, code, description = await _outcome(self._connection.write_batch(batch))
+        if code == WRITE_UNDER_WAY:
+            return await self._resolve_batch([(job_id, stored, 0) for job_id, stored in records])
         if code == 0:
             return int(sequence)
-        if code == WRONG_LAST_SEQUENCE:
+        if code in CONFLICTS:
             raise KeyTaken(await self._first_taken(records))
         if len(records) > ATOMIC_BATCH_DEFAULT:
             raise BatchRefused(f"NATS refused a batch of {len(records)}: {description} (error {code})")
@@ -142,28 +141,69 @@ class Records:
 
     async def _resolve(self, job_id: str, stored: bytes, revision: int, header: bytes) -> int:
         # The PubAck was lost: what lies there now tells whether the write was applied.
-        for _ in range(3):
+        try:
+            for _ in range(3):
+                await self._connection.ready()
+                found = await self.get(job_id)
+                if found is not None and found[0] == stored:
+                    return found[1]
+                if (found[1] if found else 0) != revision:
+                    raise RevisionConflict(job_id)
+                try:
+                    sequence, code, _ = await self._connection.write(_PREFIX + job_id, stored, header)
+                except Unavailable:
+                    continue
+                if code == 0:
+                    return sequence
+        except Unavailable:
+            self._lost(job_id, revision)
+            raise
+        self._lost(job_id, revision)
+        raise Unavailable("the NATS connection is lost again and again")
+
+    async def _resolve_batch(self, records: list[tuple[str, bytes, int]]) -> int:
+        job_id, stored, _ = records[-1]
+        try:
             await self._connection.ready()
             found = await self.get(job_id)
             if found is not None and found[0] == stored:
                 return found[1]
-            if (found[1] if found else 0) != revision:
-                raise RevisionConflict(job_id)
-            try:
-                sequence, code, _ = await self._connection.write(_PREFIX + job_id, stored, header)
-            except Unavailable:
-                continue
-            if code == 0:
-                return sequence
-        raise Unavailable("the NATS connection is lost again and again")
+            raise Unavailable("the batch was not committed before the NATS connection was lost")  # noqa: TRY301 - as below
+        except Unavailable:
+            for one, _, revision in records:
+                self._lost(one, revision)
+            raise
 
-    async def _resolve_batch(self, records: list[tuple[str, bytes]]) -> int:
-        await self._connection.ready()
-        job_id, stored = records[-1]
-        found = await self.get(job_id)
-        if found is not None and found[0] == stored:
-            return found[1]
-        raise Unavailable("the batch was not committed before the NATS connection was lost")
+    def _lost(self, job_id: str, revision: int) -> None:
+        self._unknown[job_id] = revision
+        self.on_unknown(job_id)
+
+    def may_land(self, job_id: str) -> bool:
+        """True when a write of this node has an unknown outcome, and may be applied at any time."""
+        return job_id in self._unknown
+
+    def give_up(self, job_id: str) -> None:
+        """Take a write of unknown outcome for refused."""
+        self._unknown.pop(job_id, None)
+
+    async def certain(self, job_id: str) -> tuple[bytes, int] | None:
+        """`get`, and what it tells stays true: a write of this node that has not landed yet is refused from here on.
+
+        Only a creation that has not landed may do so later (`may_land`). Raises Unavailable.
+        """
+        while True:
+            expected = self._unknown.get(job_id)
+            found = await self.get(job_id)
+            if expected is None or found is None:
+                return found
+            stored, revision = found
+            if revision == expected and not _core.is_terminal(_core.Record.parse(stored).state):
+                try:
+                    revision = await self.replace(job_id, stored, revision)
+                except RevisionConflict:
+                    continue
+            self.give_up(job_id)
+            return stored, revision
 
     async def _first_taken(self, records: list[tuple[str, bytes]]) -> str:
         found = await self.get_many([job_id for job_id, _ in records])
@@ -207,3 +247,11 @@ class Records:
         marker = headers(Nats_Expected_Last_Subject_Sequence=revision, KV_Operation="DEL", Nats_TTL=f"{ttl_s}s")
         await self._connection.ready()
         self._accepted(job_id, *await self._connection.write(_PREFIX + job_id, b"", marker))
+
+
+async def _outcome(pending: "asyncio.Future[PubAck]") -> PubAck:
+    """What became of a write; when nobody tells, it may be under way still."""
+    try:
+        return await pending
+    except Unavailable as error:
+        return 0, WRITE_UNDER_WAY, str(error)

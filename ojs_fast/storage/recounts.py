@@ -17,9 +17,11 @@ log = logging.getLogger(__name__)
 
 # Whatever was being deleted when the consumer was made is gone by then.
 SETTLED_S = 1.0
-# Messages come and go between two questions; a number that is wrong stays wrong.
+# Numbers of different servers are compared only when they stand still for so many looks.
 LOOKS = 3
-PAUSE_S = 0.1
+PAUSE_S = 0.2
+# A consumer that is in use hides nothing while it is; it is looked at again.
+AGAIN_S = 5.0
 # Beyond every subject: NATS then tells only how many there are.
 NO_LIST = 2**31
 
@@ -32,6 +34,7 @@ class Recounts:
         self._made: dict[tuple[str, str], tuple[str, Callable[[], None]]] = {}
         self._wake = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     async def open(self) -> None:
         """Start to look."""
@@ -39,6 +42,8 @@ class Recounts:
 
     async def close(self) -> None:
         """Stop looking."""
+        if self._timer:
+            self._timer.cancel()
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -57,29 +62,47 @@ class Recounts:
             await asyncio.sleep(SETTLED_S)
             self._wake.clear()
             made, self._made = self._made, {}
-            for (stream, consumer), (subject, removed) in made.items():
+            busy: dict[tuple[str, str], tuple[str, Callable[[], None]]] = {}
+            for place, (subject, removed) in made.items():
                 try:
-                    if await self._is_short(stream, consumer, subject):
+                    missing = await self._missing(*place, subject)
+                    if missing is None:
+                        busy[place] = (subject, removed)
+                    elif missing > 0:
                         log.warning(
-                            "NATS counts too few messages for consumer %s of %s; it is made anew", consumer, stream
+                            "consumer %s of %s counts %d messages too few and is made anew", *reversed(place), missing
                         )
-                        await self._connection.api(f"CONSUMER.DELETE.{stream}.{consumer}")
+                        await self._connection.api("CONSUMER.DELETE." + ".".join(place))
                         removed()
                 except Unavailable as error:
                     # Whoever uses it after a cut makes it again, and it comes here again.
-                    log.info("consumer %s was not looked at: %s", consumer, error)
+                    log.info("consumer %s was not looked at: %s", place[1], error)
+            if busy:
+                self._timer = asyncio.get_running_loop().call_later(AGAIN_S, self._look_again, busy)
 
-    async def _is_short(self, stream: str, consumer: str, subject: str) -> bool:
+    def _look_again(self, busy: dict[tuple[str, str], tuple[str, Callable[[], None]]]) -> None:
+        self._made = {**busy, **self._made}
+        self._wake.set()
+
+    async def _missing(self, stream: str, consumer: str, subject: str) -> int | None:
+        """How many messages the consumer does not know of; None when it is in use."""
+        seen: tuple[int, ...] | None = None
+        missing = 0
         for look in range(LOOKS):
             if look:
                 await asyncio.sleep(PAUSE_S)
-            before = await self._stored(stream, subject)
+            stored = await self._stored(stream, subject)
             info: dict[str, Any] = await self._connection.api(f"CONSUMER.INFO.{stream}.{consumer}")
-            if "error" in info or info["num_pending"] + info["num_ack_pending"] >= before:
-                return False
-            if info["num_pending"] + info["num_ack_pending"] >= await self._stored(stream, subject):
-                return False
-        return True
+            if "error" in info:
+                return 0
+            missing = stored - info["num_pending"] - info["num_ack_pending"]
+            now = (stored, missing, info["delivered"]["consumer_seq"], info["ack_floor"]["consumer_seq"])
+            if seen is not None and now != seen:
+                return None
+            seen = now
+            if missing <= 0:
+                return 0
+        return missing
 
     async def _stored(self, stream: str, subject: str) -> int:
         is_wildcard = subject.endswith(">")

@@ -397,7 +397,7 @@ class WorkQueue:
         )
         error = answer.get("error")
         if error and error.get("err_code") not in (NO_MESSAGE_FOUND, 10043, 10057):
-            log.warning("work message %d was not deleted: %s", sequence, error.get("description"))
+            raise Unavailable(f"work message {sequence} was not deleted: {error.get('description')}")
 
     # -- for reconcile ---------------------------------------------------------------------------
 

@@ -10,14 +10,16 @@ import contextlib
 import os
 import random
 import sys
+import time
 from collections.abc import Callable, Iterator
 
 import orjson
 import pytest
 
+from ojs_fast import _core
 from ojs_fast.config import Settings
 from ojs_fast.node import Node
-from ojs_fast.storage.errors import TopologyError
+from ojs_fast.storage.errors import KeyTaken, RevisionConflict, TopologyError
 from tests.support.api import Api, unique_queue
 from tests.support.load import Ledger, connections
 from tests.support.nats_cluster import SIZE, NatsCluster
@@ -29,6 +31,7 @@ SEED = int(os.environ.get("OJS_KILL_SEED") or random.SystemRandom().randrange(10
 REPLICAS = {"OJS_NATS_REPLICAS": "3"}
 JOBS_PER_FAULT = 2000
 PRODUCERS, WORKERS = 2, 4
+ROUNDS = 50
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(180 + 30 * FAULTS)]
 
@@ -56,6 +59,27 @@ async def test_what_was_written_is_read_wherever_the_node_asks(cluster: NatsClus
             assert await reader.jobs.existing([job_id]) == {job_id: stored}
             await reader.jobs.cancel(job_id)
             assert orjson.loads(await made[number % SIZE].jobs.get(job_id))["state"] == "cancelled"
+
+
+async def test_of_writes_at_the_same_moment_one_wins_and_the_others_are_told_so(cluster: NatsCluster) -> None:
+    """A cluster refuses a write also because of one that is not replicated yet; that is a conflict, no failure."""
+    made = [Node(Settings.from_env({"NATS_URL": url, **REPLICAS})) for url in cluster.urls]
+    async with contextlib.AsyncExitStack() as stack:
+        for node, url in zip(made, cluster.urls, strict=True):
+            await node.open([url])
+            stack.push_async_callback(node.close)
+        for _ in range(ROUNDS):
+            job_id = _core.uuid7(time.time_ns() // 1_000_000, os.urandom(10))
+            records = [node.stores.records for node in made]
+            tries = [one.create(job_id, b"%d" % number) for number, one in enumerate(records * 2)]
+            created = await asyncio.gather(*tries, return_exceptions=True)
+            revisions = [one for one in created if isinstance(one, int)]
+            assert len(revisions) == 1, created
+            assert {type(one) for one in created} == {int, KeyTaken}
+            tries = [one.replace(job_id, b"again %d" % number, revisions[0]) for number, one in enumerate(records * 2)]
+            replaced = await asyncio.gather(*tries, return_exceptions=True)
+            assert sum(isinstance(one, int) for one in replaced) == 1, replaced
+            assert {type(one) for one in replaced} == {int, RevisionConflict}
 
 
 async def test_streams_with_fewer_replicas_are_not_taken_for_replicated_ones() -> None:

@@ -42,6 +42,7 @@ cluster {{
   host: "127.0.0.1"
   port: {route}
   routes: [{routes}]
+  no_advertise: true
 }}
 {more}
 """
@@ -95,6 +96,15 @@ class NatsCluster:
     def urls(self) -> list[str]:
         """The addresses of all servers."""
         return [f"nats://127.0.0.1:{member.port}" for member in self._members]
+
+    @property
+    def ports(self) -> list[int]:
+        """The TCP ports of all servers."""
+        return [member.port for member in self._members]
+
+    def store(self, number: int) -> Path:
+        """Where a server keeps its data."""
+        return self._members[number].directory / "store"
 
     @property
     def url(self) -> str:
