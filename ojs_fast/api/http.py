@@ -16,6 +16,7 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.api.keys import KeyRing, Scope, scope_names
+from ojs_fast.api.overload import Load
 from ojs_fast.config import Settings
 from ojs_fast.core.clock import now_ms
 from ojs_fast.core.refusals import decode_field, refused
@@ -267,6 +268,7 @@ class Gate:
         path = Path(settings.api_keys_file) if settings.api_keys_file else None
         self._keys = KeyRing(settings.api_key, path) if settings.api_key or path else None
         self._max_body_bytes = settings.max_body_bytes
+        self._load = Load()
 
     async def run(self, handler: Callable[[Request], Awaitable[Reply]], request: Request, scope: Scope | None) -> Reply:
         """Run a handler, open to all if `scope` is None; every exception becomes an OJS error body."""
@@ -284,7 +286,9 @@ class Gate:
                     raise UnsupportedEncoding(  # noqa: TRY301 - as above
                         f"Header 'Content-Encoding' is '{encoding[:40].decode('latin-1')}'; expected none."
                     )
-            return await handler(request)
+            if scope is None or b"ojs-block-timeout" in request.headers:
+                return await handler(request)
+            return await self._loaded(handler, request)
         except OJSError as error:
             return error_reply(error, request)
         except Unavailable as error:
@@ -296,6 +300,18 @@ class Gate:
         except Exception:
             log.exception("unexpected error", extra={"request_id": request.request_id.decode()})
             return error_reply(OJSError("Unexpected server error."), request)
+
+    async def _loaded(self, handler: Callable[[Request], Awaitable[Reply]], request: Request) -> Reply:
+        """Run a handler unless too many are running: those that are can be done in time (spec: 503, Retry-After)."""
+        load = self._load
+        if not load.enter():
+            raise BackendUnavailable(
+                f"The server is overloaded: {load.under_way} requests are under way.", hint="Try again shortly."
+            )
+        try:
+            return await handler(request)
+        finally:
+            load.leave()
 
 
 def _authenticate(keys: KeyRing, request: Request, needed: Scope) -> None:
