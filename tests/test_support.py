@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable
 
 import pytest
@@ -9,6 +10,7 @@ import pytest
 from tests.support.api import Api, ApiError, unique_queue
 from tests.support.processes import Process, descendants
 from tests.support.server import Server
+from tests.support.strict import LEFT, tell_tasks
 
 
 def test_the_client_goes_through_the_life_of_a_job(api: Api) -> None:
@@ -49,3 +51,17 @@ def test_a_server_is_killed_stopped_and_restarted(fresh_server: Callable[..., Se
         server.await_ready()
         server.restart()
         assert api.get(job["id"])["state"] == "available"
+
+
+async def test_a_task_that_still_runs_is_told(caplog: pytest.LogCaptureFixture) -> None:
+    """So that `Server.stop` fails on it."""
+    task = asyncio.create_task(asyncio.Event().wait(), name="forgotten")
+    await tell_tasks()
+    assert LEFT in caplog.text
+    assert "forgotten" in caplog.text
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    caplog.clear()
+    await tell_tasks()
+    assert not caplog.text

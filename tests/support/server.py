@@ -15,6 +15,7 @@ from typing import Self
 import httpx
 
 from tests.support.processes import Process, descendants, free_port, poll
+from tests.support.strict import LEFT
 
 ROOT = Path(__file__).resolve().parents[2]
 READY_S = 30.0
@@ -35,7 +36,7 @@ class Server:
         *,
         nats_url: str = "",
         env: dict[str, str] | None = None,
-        module: str = "ojs_fast",
+        module: str = "tests.support.strict",
     ) -> None:
         self._module = module
         self._scratch = Path(tempfile.mkdtemp(prefix="ojs-test-"))
@@ -154,6 +155,7 @@ class Server:
         assert self._process is not None
         code = self._process.returncode
         assert code == 0, f"exit code {code} after SIGTERM:\n{self.tail()}"
+        assert LEFT not in self.log(), f"{self.url} left something behind:\n{self.tail()}"
         poll(lambda: not any(one.is_alive for one in family), deadline_s=GONE_S, what="no process is left behind")
 
     def restart(self) -> Self:
