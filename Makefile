@@ -9,9 +9,12 @@ SUITES_DIR ?= ../shared/conformance/suites
 SUITES     ?= $(SUITES_DIR)/level-0-core $(SUITES_DIR)/level-1-reliable $(SUITES_DIR)/level-2-scheduled \
               $(SUITES_DIR)/level-3-workflows $(SUITES_DIR)/level-4-advanced
 OJS_URL    ?=
-# make fuzz: how many requests, and what they are made from.
+# make fuzz: how many requests, and what they are made from (make chaos too).
 COUNT      ?= 100000
 SEED       ?=
+# make chaos: how many runs, and how long faults go on in each.
+SEEDS      ?= 20
+SECONDS    ?= 180
 # make docker-up, docker-down: what to start; docker/compose.cluster.yaml is three nodes on three NATS servers.
 COMPOSE    ?= docker/compose.yaml
 # Further options of what a target runs: pytest, the benchmark, the conformance runner (--extended for extension suites).
@@ -24,7 +27,7 @@ LEVELS    := conformance-level-0 conformance-level-1 conformance-level-2 conform
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run build test lint fmt bench load fuzz conformance docker-up docker-down $(LEVELS) clean
+.PHONY: help run build test lint fmt bench load fuzz chaos conformance docker-up docker-down $(LEVELS) clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z-]+:.*## / {sub(/\$$\(LEVELS\)/, "conformance-level-N", $$1); printf "  %-20s %s\n", $$1, $$2}' Makefile
@@ -71,6 +74,9 @@ $(LEVELS): conformance-level-%: ## run the official cases of level N
 
 fuzz: build ## COUNT damaged requests (100,000) to every endpoint, from SEED (random)
 	OJS_FUZZ_COUNT=$(COUNT) OJS_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/fuzz
+
+chaos: build ## three nodes and three NATS servers with every fault at once: SEEDS=runs (20), SECONDS=each (180), SEED=first
+	$(BIN)/python -m tests.chaos --seeds $(SEEDS) --seconds $(SECONDS) $(if $(SEED),--seed $(SEED)) $(ARGS)
 
 docker-up: ## build and start COMPOSE (docker/compose.yaml), with OJS_API_KEY set
 	docker compose -f $(COMPOSE) up --build --detach --wait
