@@ -353,6 +353,11 @@ class Settings:
         return not self.nats_url
 
     @property
+    def is_only_node(self) -> bool:
+        """Whether no other node can use the same NATS."""
+        return self.is_embedded and self.workers == 1
+
+    @property
     def nats_servers(self) -> list[str]:
         """Addresses to connect to; empty while the embedded NATS has not been started."""
         return [one.strip() for one in (self.nats_url or self.internal_nats_url).split(",") if one.strip()]

@@ -281,6 +281,7 @@ class Node:
         await self.claims.close()
         await self.janitor.close()
         await self.queues.close()
+        await self.work.arrived()
         await self.propagator.close()
         await self.stale.close()
         await self.recounts.close()

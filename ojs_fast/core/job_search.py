@@ -120,6 +120,7 @@ class JobSearch:
     async def _candidates(
         self, wanted: JobFilter, *, newest_first: bool
     ) -> AsyncIterator[list[tuple[_core.Record, bytes]]]:
+        await self._stores.work.arrived()
         walk = walks.newest_first if newest_first else walks.oldest_first
         for stream, subject in _sources(wanted):
             async for page in walk(self._stores.connection, stream, subject):

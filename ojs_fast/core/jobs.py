@@ -71,6 +71,7 @@ class Jobs:
         self._stale = stale
         self._admission = admission
         self._settings = settings
+        self._answers_early = settings.is_only_node
         self._retention = Retention(settings, queues)
         self._locks = UniqueLocks(stores, propagator, clock)
         self._unique = UniqueEnqueuer(stores, self._locks, tallies, self._retention.ttl_s, node_id, clock)
@@ -89,7 +90,8 @@ class Jobs:
     ) -> tuple[str, bytes, bool]:
         """Store one job and hand it to the workers: `(job id, record bytes, whether it is new)`.
 
-        Two round trips: create the record, publish the work message. `ticket` tells how long to wait for room in
+        Two round trips: create the record, publish the work message; nobody waits for the second one where no other
+        node can look for the job. `ticket` tells how long to wait for room in
         a bounded queue, `new_id` makes the id of a job without one. Raises OJSError.
         """
         record = self.parsed(body, new_id or self._ids.next)
@@ -101,9 +103,10 @@ class Jobs:
         grants = await self._enter([record], ticket) if self._queues.rules else None
         try:
             revision = await self._stores.records.create(record.id, stored)
-            published = self._propagator.follow(record, stored, revision)
-            if published is not None:
-                await self._propagator.published(record.id, published)
+            if self._answers_early and not grants:
+                self._propagator.follow_early(record, stored, revision)
+            else:
+                await self._propagator.followed(record, stored, revision)
         except KeyTaken:
             raise _duplicate(record.id) from None
         finally:

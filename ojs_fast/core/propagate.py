@@ -143,6 +143,12 @@ class Propagator:
             log.warning("work message is late", extra={"ojs.job_id": job_id, "reason": str(error)})
             self.doubt(job_id)
 
+    def follow_early(self, record: _core.Record, stored: bytes, revision: int) -> None:
+        """`follow` without waiting: the client may be told at once, whoever asks this node afterwards waits."""
+        published = self.follow_or_doubt(record, stored, revision)
+        if published is not None:
+            self._stores.work.promise(record.queue, published)
+
     def follow_or_doubt(self, record: _core.Record, stored: bytes, revision: int) -> "asyncio.Future[PubAck] | None":
         """`follow` without waiting; a work message that gets lost is repaired later."""
         published = self.follow(record, stored, revision)

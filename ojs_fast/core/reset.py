@@ -35,6 +35,7 @@ class Resetter:
 
     async def run(self) -> None:
         """Wipe all state. Raises Unavailable."""
+        await self._stores.work.arrived()
         self._forget()
         for info in await self._stores.work.consumers():
             await self._stores.connection.api(f"CONSUMER.DELETE.{names.WORK_STREAM}.{info['name']}")

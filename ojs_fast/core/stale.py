@@ -128,6 +128,7 @@ class StaleMessages:
             left, self._left = self._left, {}
             refused, self._refused = self._refused, []
             try:
+                await self._stores.work.arrived()
                 await self._settle_refused(refused)
                 for level, jobs in left.items():
                     await self._search(level, dict(jobs))

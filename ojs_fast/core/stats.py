@@ -154,6 +154,7 @@ class Stats:
             async with asyncio.timeout(ANSWER_S / 2):
                 await asyncio.gather(
                     self._stale.flushed(),
+                    self._stores.work.arrived(),
                     self._stores.outbox.flushed(),
                     self._tallies.verify(),
                     *(self._stores.work.acks_arrived(name, self._levels(name)) for name in self._named(wanted)),

@@ -81,6 +81,8 @@ class WorkQueue:
         self._lines: dict[str, _Line] = {}
         self._batch: list[tuple[str, bytes]] = []
         self._batch_future: asyncio.Future[PubAck] | None = None
+        # Queue → messages that a client may count on though NATS has not acknowledged them yet.
+        self._promised: dict[str, set[asyncio.Future[PubAck]]] = {}
         self._last_sequence = 0
         # consumer → its last acknowledgement that NATS may not have handled yet
         self._acked: dict[str, str] = {}
@@ -106,6 +108,26 @@ class WorkQueue:
             shared.set_exception(error)
             shared.exception()
         return shared
+
+    def promise(self, queue: str, message: "asyncio.Future[PubAck]") -> None:
+        """A client is told of a job before NATS has acknowledged its message: takes of this node wait for it."""
+        promised = self._promised.setdefault(queue, set())
+        if message in promised or message.done():
+            return
+        promised.add(message)
+
+        def arrived(_: "asyncio.Future[PubAck]") -> None:
+            promised.discard(message)
+            if not promised and self._promised.get(queue) is promised:
+                del self._promised[queue]
+
+        message.add_done_callback(arrived)
+
+    async def arrived(self) -> None:
+        """Wait until every promised message is acknowledged, or lost."""
+        promised = set().union(*self._promised.values())
+        if promised:
+            await asyncio.wait(promised)
 
     def _flush(self) -> None:
         if self._batch_future is None:
@@ -171,6 +193,27 @@ class WorkQueue:
         messages may have been given back: a look puts the first of them behind the others. Raises Unavailable.
         Messages stay unacknowledged until `ack`.
         """
+        promised = set(self._promised.get(queue, ()))
+        if promised and len(levels) > 1:
+            await asyncio.wait(promised)  # one of them may come before all others
+            promised = set()
+        got = await self._take(queue, levels, count, one_level=one_level, looks=looks)
+        if not promised or len(got) >= count:
+            return got
+        try:
+            await asyncio.wait(promised)
+            return got + await self._take(queue, levels, count - len(got), one_level=one_level, looks=looks)
+        except Unavailable:
+            if not got:
+                raise
+            return got
+        except asyncio.CancelledError:
+            self._give_all_back(got)
+            raise
+
+    async def _take(
+        self, queue: str, levels: tuple[int, ...], count: int, *, one_level: bool, looks: bool
+    ) -> list[WorkMessage]:
         line = self._lines.get(queue)
         if line is None:
             line = self._lines[queue] = _Line()
