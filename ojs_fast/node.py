@@ -295,6 +295,7 @@ class Node:
         log.info("node is down", extra={"node_id": self.node_id})
 
     async def _elected(self) -> None:
+        self.reconciler.elected()
         await self.promoter.start()
         await self.cron.start()
         await self.auditor.start()

@@ -9,6 +9,7 @@ import logging
 from collections import defaultdict
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from typing import Any
 
 from ojs_fast import _core
 from ojs_fast.core.clock import Deadlines, NowMs
@@ -25,12 +26,16 @@ TRY_AGAIN_MS = 1000
 
 @dataclass(slots=True)
 class Claim:
-    """One active job. `record` and `revision` are as last written; `visible_ms` is the reservation's end."""
+    """One active job. `record` and `revision` are as last written; `visible_ms` is the reservation's end.
+
+    `heeded` is the revision of the entry in `ojs-active` that was heeded last.
+    """
 
     record: _core.Record
     revision: int
     visible_ms: int
     entered: bool = False
+    heeded: int = 0
 
     @property
     def timeout_ms(self) -> int:
@@ -41,6 +46,17 @@ class Claim:
     def due_ms(self) -> int:
         """Whichever deadline comes first (epoch ms, as above)."""
         return min(self.visible_ms, self.timeout_ms)
+
+
+def active_entry(worker_id: str, node_id: str, visible_ms: int, now_ms: int) -> dict[str, Any]:
+    """What `ojs-active` tells of a claim: until when it is reserved, and by which clock."""
+    return {"worker_id": worker_id, "node_id": node_id, "visible_ms": visible_ms, "at_ms": now_ms}
+
+
+def reserved_until_ms(entry: dict[str, Any], now_ms: int) -> int:
+    """When a reservation that another node entered ends; its clock may have been far ahead."""
+    visible_ms = int(entry.get("visible_ms", 0))
+    return min(visible_ms, now_ms + max(0, visible_ms - int(entry.get("at_ms", 0))))
 
 
 class Claims:
@@ -178,7 +194,7 @@ class Claims:
         self._outbox.put(
             names.ACTIVE,
             names.attempt_key(job_id, claim.record.attempt),
-            {"worker_id": claim.record.worker_id, "node_id": self._node_id, "visible_ms": claim.visible_ms},
+            active_entry(claim.record.worker_id, self._node_id, claim.visible_ms, self._clock()),
             only_new=only_new,
         )
 

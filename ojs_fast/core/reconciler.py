@@ -70,6 +70,12 @@ class Reconciler:
         self._late: list[float] = []
         stores.connection.on_disconnect(self._cut_off)
 
+    def elected(self) -> None:
+        """This node leads: what came late for those who led before it is looked for as well."""
+        if self._stores.connection.is_replicated:
+            self._seen = 0
+            self._late = [time.monotonic() + after_s for after_s in LATE_S]
+
     async def leader_changed(self, _: NodeMessage) -> None:
         """A stream or consumer has another leader: what was on its way to the old one may be lost, as after a cut."""
         self._cut_off()
@@ -143,7 +149,10 @@ class Reconciler:
         """Look for what dead nodes had sent to a server that stood still, written only after the replay."""
         if not self._late or time.monotonic() < self._late[0]:
             return
-        repaired, self._seen = await self._replay(now_ms() - MARGIN_MS - round(LATE_S[-1] * 1000), self._seen)
+        info = await self._stores.connection.stream_info(names.bucket_stream(names.JOBS))
+        since_ms = _core.parse_rfc3339_ms(info["ts"]) - MARGIN_MS - LATE_S[-1] * 1000
+        repaired, seen = await self._replay(since_ms, self._seen)
+        self._seen = max(self._seen, seen)
         self._late.pop(0)
         if repaired:
             log.warning("%d records of dead nodes came late", repaired)
@@ -198,12 +207,13 @@ class Reconciler:
         after = 0
         while page := await self._active.page(after, READ_AT_ONCE):
             after = page[-1][2]
-            found = await self._stores.records.get_many(job_id for job_id, _, _ in page)
-            for job_id, _, _ in page:
+            entered = {key: key.partition(".")[0] for key, _, _ in page}
+            found = await self._stores.records.get_many(entered.values())
+            for key, job_id in entered.items():
                 stored, revision = found.get(job_id, (b"", 0))
                 record = _parse(stored, job_id) if stored else None
-                if record is None or record.state != "active":
-                    self._stores.outbox.delete(names.ACTIVE, job_id)
+                if record is None or record.state != "active" or key != names.attempt_key(job_id, record.attempt):
+                    self._stores.outbox.delete(names.ACTIVE, key)
                 elif record.node_id not in live:
                     await self._settler.adopt_record(record, revision)
 
@@ -249,7 +259,7 @@ class Reconciler:
                     self._propagator.doubt(record.id)
                     return
             # Pulled by a node that died, or by a live one about to claim: then this copy is stale.
-            published = self._propagator.follow(record, found[0], revision)
+            published = self._propagator.follow_or_doubt(record, found[0], revision)
             if published is not None:
                 await published  # before its predecessor goes: a job without any message would be lost
             await self._stores.work.delete(sequence)

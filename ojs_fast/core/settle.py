@@ -6,7 +6,7 @@ from collections.abc import Callable
 from ojs_fast import _core
 from ojs_fast.config import Settings
 from ojs_fast.core import retry
-from ojs_fast.core.claims import Claim, Claims
+from ojs_fast.core.claims import Claim, Claims, reserved_until_ms
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import ATTEMPTS, Jobs
@@ -189,14 +189,21 @@ class Settler:
             try:
                 revision = await self._stores.records.replace(record.id, record.serialize(), revision)
             except RevisionConflict:
-                self._propagator.doubt(record.id)
-                return
+                found = await self._stores.records.get(record.id)
+                if found is None:
+                    return
+                now = _core.Record.parse(found[0])
+                if not _is_same_claim(record, now):
+                    self._propagator.doubt(record.id)
+                    return
+                revision = found[1]  # somebody else wrote it over just as well
         entry = await self._active.get(names.attempt_key(record.id, record.attempt))
         # Whoever claimed it may have had a clock that was far ahead.
         visible_ms = min(record.started_ms, self._clock()) + record.reservation_ms
         if entry is not None:
-            visible_ms = max(visible_ms, int(entry[0].get("visible_ms", 0)))
-        self._claims.hold(Claim(record, revision, visible_ms, entered=entry is not None))
+            visible_ms = max(visible_ms, reserved_until_ms(entry[0], self._clock()))
+        heeded = entry[1] if entry is not None else 0
+        self._claims.hold(Claim(record, revision, visible_ms, entered=entry is not None, heeded=heeded))
 
     async def recheck(self, live: set[str]) -> None:
         """Let go of claims whose jobs others have settled, or hold: adopted ones of a node that lives after all.
@@ -214,7 +221,15 @@ class Settler:
                 if claim.record.node_id != self._node_id and claim.record.node_id in live:
                     self._claims.take(job_id)
                 elif job_id in found and found[job_id][1] > claim.revision:  # a replica may lag behind our own write
-                    self._claims.settled(job_id, self._claims.take(job_id))
+                    self._renew_or_let_go(claim, *found[job_id])
+
+    def _renew_or_let_go(self, claim: Claim, stored: bytes, revision: int) -> bool:
+        """The record of a claim was written since: by whom it was settled, or only written over as it was (True)."""
+        if _is_same_claim(claim.record, _core.Record.parse(stored)):
+            claim.revision = revision
+            return True
+        self._claims.settled(claim.record.id, self._claims.take(claim.record.id))
+        return False
 
     # -- deadlines -------------------------------------------------------------------------------
 
@@ -224,17 +239,21 @@ class Settler:
         entry = await self._active.get(names.attempt_key(job_id, claim.record.attempt))
         # The claim is due by a clock that does not jump, so the wall clock has no say in which deadline it was.
         is_timeout = claim.timeout_ms <= claim.visible_ms
-        if entry is not None and int(entry[0].get("visible_ms", 0)) > claim.visible_ms:
-            self._claims.extend(job_id, int(entry[0]["visible_ms"]))
-            if not is_timeout:
-                return
+        if entry is not None and entry[1] > claim.heeded:
+            claim.heeded = entry[1]
+            extended_ms = reserved_until_ms(entry[0], self._clock())
+            if extended_ms > claim.visible_ms:
+                self._claims.extend(job_id, extended_ms)
+                if not is_timeout:
+                    return
         found = await self._stores.records.get(job_id)
-        if found is None or found[1] != claim.revision:
+        if found is None:
             self._claims.settled(job_id, self._claims.take(job_id))
-            if found is not None:
-                record = _core.Record.parse(found[0])
-                if record.state == "active" and record.node_id == self._node_id:
-                    await self.adopt_record(record, found[1])
+            return
+        if found[1] != claim.revision and not self._renew_or_let_go(claim, *found):
+            record = _core.Record.parse(found[0])
+            if record.state == "active" and record.node_id == self._node_id:
+                await self.adopt_record(record, found[1])
             return
         if is_timeout:
             failure = Failure(
@@ -269,6 +288,11 @@ class Settler:
             extra={"ojs.job_id": job_id, "reason": failure.code, "state": record.state},
         )
         self._announce_failure(record, failure)
+
+
+def _is_same_claim(record: _core.Record, now: _core.Record) -> bool:
+    """Whether a job is held as it was."""
+    return (now.state, now.attempt, now.node_id) == ("active", record.attempt, record.node_id)
 
 
 def _check_holder(record: _core.Record, worker_id: str, operation: str) -> None:

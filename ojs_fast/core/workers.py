@@ -6,7 +6,7 @@ from typing import Any
 import orjson
 
 from ojs_fast import _core
-from ojs_fast.core.claims import Claims
+from ojs_fast.core.claims import Claims, active_entry
 from ojs_fast.core.clock import Deadlines, NowMs
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.retry import Failure
@@ -182,7 +182,7 @@ class Workers:
             self._stores.outbox.put(
                 names.ACTIVE,
                 names.attempt_key(job_id, record.attempt),
-                {"worker_id": worker_id, "node_id": record.node_id, "visible_ms": visible_ms},
+                active_entry(worker_id, record.node_id, visible_ms, now_ms),
             )
         return record
 

@@ -88,7 +88,8 @@ class Aftermath:
     async def enter_active(self, record: _core.Record) -> None:
         """Write the entry of `ojs-active` that claims get after a second."""
         value = {"worker_id": "w", "node_id": self.node_id, "visible_ms": record.started_ms + record.reservation_ms}
-        await self.js.publish(names.bucket_subject(names.ACTIVE, record.id), orjson.dumps(value))
+        key = names.attempt_key(record.id, record.attempt)
+        await self.js.publish(names.bucket_subject(names.ACTIVE, key), orjson.dumps(value))
 
     async def lease(self, *, renewed_ms: int) -> None:
         """Write the lease that nobody renews."""

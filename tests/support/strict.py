@@ -19,7 +19,8 @@ from ojs_fast.config import Settings
 
 #: begins each line that tells of something left behind
 LEFT = "left behind:"
-GRANIAN = f"{os.sep}granian{os.sep}"
+# Granian's wait for us; nats-py forgets some of its own when connections break while it reconnects.
+OTHERS = (f"{os.sep}granian{os.sep}", f"{os.sep}nats{os.sep}aio{os.sep}")
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +53,7 @@ async def tell_tasks() -> None:
     await asyncio.sleep(0)  # what was cancelled last ends in this turn
     for task in asyncio.all_tasks() - {asyncio.current_task()}:
         code = getattr(task.get_coro(), "cr_code", None)
-        if code is None or GRANIAN not in code.co_filename:  # its own ones wait for us
+        if code is None or not any(other in code.co_filename for other in OTHERS):
             log.error("%s task %r", LEFT, task)
     gc.collect()  # a future whose exception nobody saw says so when it goes
 
