@@ -158,6 +158,11 @@ class Server:
         assert LEFT not in self.log(), f"{self.url} left something behind:\n{self.tail()}"
         poll(lambda: not any(one.is_alive for one in family), deadline_s=GONE_S, what="no process is left behind")
 
+    def send(self, signum: signal.Signals) -> None:
+        """Send a signal to the main process, and wait for nothing."""
+        assert self._process is not None
+        self._process.send_signal(signum)
+
     def restart(self) -> Self:
         """Stop it if it runs, then start it again on the same port and data."""
         if self.is_running:
