@@ -104,7 +104,7 @@ class Jobs:
         try:
             revision = await self._stores.records.create(record.id, stored)
             if self._answers_early and not grants:
-                self._propagator.follow_early(record, stored, revision)
+                await self._propagator.follow_early(record, stored, revision)
             else:
                 await self._propagator.followed(record, stored, revision)
         except KeyTaken:

@@ -143,11 +143,11 @@ class Propagator:
             log.warning("work message is late", extra={"ojs.job_id": job_id, "reason": str(error)})
             self.doubt(job_id)
 
-    def follow_early(self, record: _core.Record, stored: bytes, revision: int) -> None:
-        """`follow` without waiting: the client may be told at once, whoever asks this node afterwards waits."""
+    async def follow_early(self, record: _core.Record, stored: bytes, revision: int) -> None:
+        """`follow`, waiting only when NATS does not keep up: whoever asks this node for the job waits instead."""
         published = self.follow_or_doubt(record, stored, revision)
-        if published is not None:
-            self._stores.work.promise(record.queue, published)
+        if published is not None and not self._stores.work.promise(record.queue, published):
+            await asyncio.wait([published])
 
     def follow_or_doubt(self, record: _core.Record, stored: bytes, revision: int) -> "asyncio.Future[PubAck] | None":
         """`follow` without waiting; a work message that gets lost is repaired later."""

@@ -27,6 +27,10 @@ EMPTY = ("404", "408")
 # A pull that no message fits into tells whether there is one.
 TOO_SMALL_FOR_ANY = b'{"batch":1,"no_wait":true,"max_bytes":1}'
 PULL_LIMIT = 1000
+# Flushes with messages that clients were told of and NATS has not acknowledged: more, and NATS does not keep up.
+MOST_PROMISES = 100
+# NATS tells its consumers of a message beside acknowledging it; by then they know.
+CONSUMERS_TOLD_S = 0.005
 # Levels in a row that were empty the last time: so many are looked at together before they are pulled from.
 WORTH_A_LOOK = 2
 
@@ -83,6 +87,7 @@ class WorkQueue:
         self._batch_future: asyncio.Future[PubAck] | None = None
         # Queue → messages that a client may count on though NATS has not acknowledged them yet.
         self._promised: dict[str, set[asyncio.Future[PubAck]]] = {}
+        self._promises = 0
         self._last_sequence = 0
         # consumer → its last acknowledgement that NATS may not have handled yet
         self._acked: dict[str, str] = {}
@@ -109,19 +114,32 @@ class WorkQueue:
             shared.exception()
         return shared
 
-    def promise(self, queue: str, message: "asyncio.Future[PubAck]") -> None:
-        """A client is told of a job before NATS has acknowledged its message: takes of this node wait for it."""
-        promised = self._promised.setdefault(queue, set())
-        if message in promised or message.done():
-            return
-        promised.add(message)
+    def promise(self, queue: str, message: "asyncio.Future[PubAck]") -> bool:
+        """A client is to be told of a job before NATS has acknowledged its message: takes of this node wait for it.
 
-        def arrived(_: "asyncio.Future[PubAck]") -> None:
+        False when so many are promised that the client must wait as well.
+        """
+        promised = self._promised.get(queue)
+        if promised is not None and message in promised:
+            return True
+        if self._promises >= MOST_PROMISES:
+            return False
+        if promised is None:
+            promised = self._promised[queue] = set()
+        promised.add(message)
+        self._promises += 1
+
+        def forget() -> None:
             promised.discard(message)
             if not promised and self._promised.get(queue) is promised:
                 del self._promised[queue]
 
+        def arrived(_: "asyncio.Future[PubAck]") -> None:
+            self._promises -= 1
+            asyncio.get_running_loop().call_later(CONSUMERS_TOLD_S, forget)
+
         message.add_done_callback(arrived)
+        return True
 
     async def arrived(self) -> None:
         """Wait until every promised message is acknowledged, or lost."""
@@ -195,13 +213,13 @@ class WorkQueue:
         """
         promised = set(self._promised.get(queue, ()))
         if promised and len(levels) > 1:
-            await asyncio.wait(promised)  # one of them may come before all others
+            await self._await(promised, queue, levels)  # one of them may come before all others
             promised = set()
         got = await self._take(queue, levels, count, one_level=one_level, looks=looks)
         if not promised or len(got) >= count:
             return got
         try:
-            await asyncio.wait(promised)
+            await self._await(promised, queue, levels)
             return got + await self._take(queue, levels, count - len(got), one_level=one_level, looks=looks)
         except Unavailable:
             if not got:
@@ -210,6 +228,11 @@ class WorkQueue:
         except asyncio.CancelledError:
             self._give_all_back(got)
             raise
+
+    async def _await(self, promised: "set[asyncio.Future[PubAck]]", queue: str, levels: tuple[int, ...]) -> None:
+        await asyncio.wait(promised)
+        # A round trip, because a pull right behind the acknowledgement would miss the message now and then.
+        await self._connection.api(f"CONSUMER.INFO.{names.WORK_STREAM}.{names.consumer_name(queue, levels[0])}")
 
     async def _take(
         self, queue: str, levels: tuple[int, ...], count: int, *, one_level: bool, looks: bool

@@ -14,6 +14,7 @@ import pytest
 from tests.api.checks import job_untouched, nothing_enqueued, refusal
 from tests.support.api import Api, ApiError, job_request, unique_queue
 from tests.support.processes import poll
+from tests.support.server import Server
 
 Body = dict[str, Any]
 OJS = "application/openjobspec+json"
@@ -643,3 +644,23 @@ def test_an_error_of_the_client_is_an_exception_with_its_code(api: Api) -> None:
     with pytest.raises(ApiError) as refused:
         api.get(UNKNOWN_ID)
     assert (refused.value.status, refused.value.code) == (404, "not_found")
+
+
+@pytest.mark.parametrize("durability", ["always", "interval"])
+def test_a_job_is_there_as_soon_as_its_enqueue_is_answered(
+    fresh_server: Callable[..., Server], durability: str
+) -> None:
+    """For a fetch, statistics, lists and a cancel, although nobody waits for its work message."""
+    with Api(fresh_server(env={"OJS_DURABILITY": durability}).url) as api:
+        for number in range(50):
+            queue = unique_queue()
+            ids = [api.enqueue(queue)["id"] for _ in range(3)]
+            if number % 2:
+                assert api.call("GET", f"/queues/{queue}/stats")["stats"]["available"] == 3
+            else:
+                listed = api.call("GET", "/admin/jobs", params={"queue": queue, "state": "available"})["items"]
+                assert {job["id"] for job in listed} == set(ids)
+            api.cancel(ids[1])
+            last = api.enqueue(queue, priority=5)["id"]
+            assert [job["id"] for job in api.fetch(queue, count=1)] == [last]
+            assert [job["id"] for job in api.fetch(queue, count=10)] == [ids[0], ids[2]]

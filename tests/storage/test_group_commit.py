@@ -17,7 +17,7 @@ from ojs_fast.storage.errors import KeyTaken, Unavailable
 from ojs_fast.storage.records import WRONG_LAST_SEQUENCE, Records
 from ojs_fast.storage.recounts import Recounts
 from ojs_fast.storage.server import EmbeddedNats
-from ojs_fast.storage.work import WorkQueue
+from ojs_fast.storage.work import MOST_PROMISES, WorkQueue
 
 ONLY_NEW = headers(Nats_Expected_Last_Subject_Sequence=0)
 PREFIX = "$KV.ojs-jobs."
@@ -88,6 +88,39 @@ async def test_work_messages_of_a_flush_arrive_in_order(tmp_path: Path) -> None:
         await shared.pop()
         pulled = await work.take("q", (0,), 200)
         assert [message.payload for message in pulled] == [b"%d" % number for number in range(200)]
+
+
+async def test_a_take_finds_what_was_promised(tmp_path: Path) -> None:
+    """A message that NATS has not acknowledged yet is waited for, also when a more urgent level gets it."""
+    async with grouping(tmp_path) as (connection, _):
+        work = WorkQueue(connection, Recounts(connection))
+        work.open()
+        for number in range(50):
+            message = work.publish("q", 0, b"%d" % number)
+            assert work.promise("q", message)
+            assert not message.done()
+            assert [one.payload for one in await work.take("q", (0,), 10)] == [b"%d" % number]
+        for number in range(50):
+            await work.publish("q", 0, b"later %d" % number)
+            assert work.promise("q", work.publish("q", 5, b"%d" % number))
+            assert [one.payload for one in await work.take("q", (5, 0), 1)] == [b"%d" % number]
+        await work.arrived()
+        assert len(await work.take("q", (5, 0), 100)) == 50
+
+
+async def test_no_more_is_promised_than_nats_keeps_up_with(tmp_path: Path) -> None:
+    """Beyond the bound the client has to wait; when the messages have arrived there is room again."""
+    async with grouping(tmp_path) as (connection, _):
+        work = WorkQueue(connection, Recounts(connection))
+        work.open()
+        told: list[bool] = []
+        for number in range(MOST_PROMISES + 10):
+            told.append(work.promise("q", work.publish("q", 0, b"%d" % number)))
+            await asyncio.sleep(0)  # a flush of its own
+        assert told[:10] == [True] * 10
+        assert False in told
+        await work.arrived()
+        assert work.promise("q", work.publish("q", 0, b"more"))
 
 
 async def test_what_was_acknowledged_survives_a_killed_nats(tmp_path: Path) -> None:
