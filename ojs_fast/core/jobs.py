@@ -103,7 +103,7 @@ class Jobs:
         grants = await self._enter([record], ticket) if self._queues.rules else None
         try:
             revision = await self._stores.records.create(record.id, stored)
-            if self._answers_early and not grants:
+            if self._answers_early and not grants and self._queues.has_one_level(record.queue):
                 await self._propagator.follow_early(record, stored, revision)
             else:
                 await self._propagator.followed(record, stored, revision)

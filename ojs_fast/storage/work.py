@@ -26,11 +26,12 @@ ACK_WAIT_NS = 24 * 3600 * 1_000_000_000
 EMPTY = ("404", "408")
 # A pull that no message fits into tells whether there is one.
 TOO_SMALL_FOR_ANY = b'{"batch":1,"no_wait":true,"max_bytes":1}'
+# NATS tells consumers of a message beside acknowledging it: a pull right behind that waits 20 ms for the first one.
+PATIENT = b',"expires":20000000'
+CONSUMERS_TOLD_S = 0.005
 PULL_LIMIT = 1000
 # Flushes with messages that clients were told of and NATS has not acknowledged: more, and NATS does not keep up.
 MOST_PROMISES = 100
-# NATS tells its consumers of a message beside acknowledging it; by then they know.
-CONSUMERS_TOLD_S = 0.005
 # Levels in a row that were empty the last time: so many are looked at together before they are pulled from.
 WORTH_A_LOOK = 2
 
@@ -61,7 +62,11 @@ class _Taker:
     # One fetch: what it wants and what it has got so far.
     count: int
     one_level: bool
-    future: "asyncio.Future[list[WorkMessage]]"
+    #: waits a moment for a message that must be there
+    is_patient: bool = False
+    future: "asyncio.Future[list[WorkMessage]]" = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
     got: list[WorkMessage] = field(default_factory=list)
 
 
@@ -212,15 +217,14 @@ class WorkQueue:
         Messages stay unacknowledged until `ack`.
         """
         promised = set(self._promised.get(queue, ()))
-        if promised and len(levels) > 1:
-            await self._await(promised, queue, levels)  # one of them may come before all others
-            promised = set()
-        got = await self._take(queue, levels, count, one_level=one_level, looks=looks)
+        got = await self._take(_Taker(count, one_level), queue, levels, looks=looks)
         if not promised or len(got) >= count:
             return got
         try:
-            await self._await(promised, queue, levels)
-            return got + await self._take(queue, levels, count - len(got), one_level=one_level, looks=looks)
+            await asyncio.wait(promised)
+            return got + await self._take(
+                _Taker(count - len(got), one_level, is_patient=True), queue, levels, looks=looks
+            )
         except Unavailable:
             if not got:
                 raise
@@ -229,19 +233,11 @@ class WorkQueue:
             self._give_all_back(got)
             raise
 
-    async def _await(self, promised: "set[asyncio.Future[PubAck]]", queue: str, levels: tuple[int, ...]) -> None:
-        await asyncio.wait(promised)
-        # A round trip, because a pull right behind the acknowledgement would miss the message now and then.
-        await self._connection.api(f"CONSUMER.INFO.{names.WORK_STREAM}.{names.consumer_name(queue, levels[0])}")
-
-    async def _take(
-        self, queue: str, levels: tuple[int, ...], count: int, *, one_level: bool, looks: bool
-    ) -> list[WorkMessage]:
+    async def _take(self, taker: _Taker, queue: str, levels: tuple[int, ...], *, looks: bool) -> list[WorkMessage]:
         line = self._lines.get(queue)
         if line is None:
             line = self._lines[queue] = _Line()
         line.levels, line.looks = levels, looks
-        taker = _Taker(count, one_level, asyncio.get_running_loop().create_future())
         line.waiting.append(taker)
         if line.task is None:
             line.task = asyncio.create_task(self._serve(queue, line))
@@ -319,7 +315,8 @@ class WorkQueue:
     async def _pull(self, puller: _Puller, takers: list[_Taker]) -> None:
         while wanted := sum(taker.count - len(taker.got) for taker in takers if not taker.future.done()):
             asked = min(PULL_LIMIT, wanted)
-            messages = await self._pull_once(puller, asked)
+            is_patient = any(taker.is_patient for taker in takers if not taker.future.done())
+            messages = await self._pull_once(puller, asked, PATIENT if is_patient else b"")
             at = 0
             for taker in takers:
                 if taker.future.done():
@@ -334,7 +331,7 @@ class WorkQueue:
             if puller.seems_empty:
                 return
 
-    async def _pull_once(self, puller: _Puller, count: int) -> list[WorkMessage]:
+    async def _pull_once(self, puller: _Puller, count: int, more: bytes) -> list[WorkMessage]:
         await self._connection.ready()
         if not puller.exists:
             await self._create_consumer(puller)
@@ -344,7 +341,7 @@ class WorkQueue:
             token, puller.done = self._connection.expect(lambda message: self._ended(puller, message))
             self._connection.send(
                 f"$JS.API.CONSUMER.MSG.NEXT.{names.WORK_STREAM}.{puller.name}",
-                b'{"batch":%d,"no_wait":true}' % count,
+                b'{"batch":%d,"no_wait":true%b}' % (count, more),
                 token,
             )
             try:
