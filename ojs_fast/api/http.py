@@ -6,6 +6,7 @@ Owns headers, body reading and limits, authentication, the error body; must not 
 import asyncio
 import contextlib
 import logging
+import time
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,6 +46,7 @@ OJS_JSON = b"application/openjobspec+json"
 PLAIN_JSON = b"application/json"
 VERSION = b"1.0"
 BODY_TIMEOUT_S = 60
+TELL_EVERY_S = 1.0
 QUEUE_FULL_RETRY_S = 1
 RFC_3339 = 'an RFC 3339 time with a zone ("2026-02-12T10:30:00Z")'
 DOCS_URL = "https://openjobspec.org/docs/errors#"
@@ -269,6 +271,8 @@ class Gate:
         self._keys = KeyRing(settings.api_key, path) if settings.api_key or path else None
         self._max_body_bytes = settings.max_body_bytes
         self._load = Load()
+        self._untold = 0
+        self._told_s = 0.0
 
     async def run(self, handler: Callable[[Request], Awaitable[Reply]], request: Request, scope: Scope | None) -> Reply:
         """Run a handler, open to all if `scope` is None; every exception becomes an OJS error body."""
@@ -292,7 +296,7 @@ class Gate:
         except OJSError as error:
             return error_reply(error, request)
         except Unavailable as error:
-            log.warning("a request met an unavailable backend: %s", error)
+            self._tell_unavailable(error)
             return error_reply(BackendUnavailable("The backend is not available; try again shortly."), request)
         except ClientGone:
             # It may have closed only its sending side; without an answer Granian would make this a 500.
@@ -300,6 +304,14 @@ class Gate:
         except Exception:
             log.exception("unexpected error", extra={"request_id": request.request_id.decode()})
             return error_reply(OJSError("Unexpected server error."), request)
+
+    def _tell_unavailable(self, error: Unavailable) -> None:
+        """Once a second, however many requests meet it."""
+        self._untold += 1
+        now = time.monotonic()
+        if now - self._told_s >= TELL_EVERY_S:
+            log.warning("%d requests met an unavailable backend, the last one: %s", self._untold, error)
+            self._untold, self._told_s = 0, now
 
     async def _loaded(self, handler: Callable[[Request], Awaitable[Reply]], request: Request) -> Reply:
         """Run a handler unless too many are running: those that are can be done in time (spec: 503, Retry-After)."""

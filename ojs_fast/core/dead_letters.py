@@ -99,7 +99,7 @@ class DeadLetters:
         living: list[tuple[_core.Record, bytes]] = []
         for key, entry, revision in entries:
             stored = found.get(entry["job_id"], (b"", 0))[0]
-            record = _core.Record.parse(stored) if stored else None
+            record = _parse(stored)
             if record is not None and record.dead_letter:
                 living.append((record, stored))
             else:
@@ -235,6 +235,13 @@ class DeadLetters:
 
 def _keys(queue: str) -> str:
     return f"{names.encode_token(queue)}.*" if queue else ">"
+
+
+def _parse(stored: bytes) -> _core.Record | None:
+    try:
+        return _core.Record.parse(stored)
+    except ValueError:  # there is none, or it is not ours
+        return None
 
 
 def error_type(record: _core.Record) -> str:

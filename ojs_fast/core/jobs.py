@@ -90,9 +90,9 @@ class Jobs:
     ) -> tuple[str, bytes, bool]:
         """Store one job and hand it to the workers: `(job id, record bytes, whether it is new)`.
 
-        Two round trips: create the record, publish the work message; nobody waits for the second one where no other
-        node can look for the job. `ticket` tells how long to wait for room in
-        a bounded queue, `new_id` makes the id of a job without one. Raises OJSError.
+        Two round trips: create the record, publish the work message; the second one is not waited for where no other
+        node can look for the job. `ticket` tells how long to wait for room in a bounded queue, `new_id` makes the id
+        of a job without one. Raises OJSError.
         """
         record = self.parsed(body, new_id or self._ids.next)
         if unique.is_asked_for(record):
@@ -357,7 +357,7 @@ class Jobs:
             try:
                 await published
             except Exception as error:  # noqa: BLE001 - whatever it was, the repair is the same
-                log.warning("work messages of a batch are late: %s", error)
+                log.info("work messages of a batch are late: %s", error)
                 for record in records:
                     self._propagator.doubt(record.id)
 

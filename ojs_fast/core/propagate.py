@@ -19,7 +19,7 @@ from ojs_fast.storage.errors import RevisionConflict, Unavailable
 log = logging.getLogger(__name__)
 
 AT_ONCE = 200
-# A creation of unknown outcome is looked for at intervals that double, from the first to the last.
+# A write of unknown outcome that cannot be refused is looked for at intervals that double, from the first to the last.
 FIRST_LOOK_S, LAST_LOOK_S = 1.0, 256.0
 # The states in which `expires_at` ends a job.
 WAITING = ("available", "scheduled", "retryable")
@@ -62,7 +62,7 @@ class Propagator:
         self._followers: dict[str, Callable[[_core.Record, int], None]] = {}
         self._actions: deque[Callable[[], Awaitable[None]]] = deque()
         self._wake = asyncio.Event()
-        # Creations that may still land: the next look, and how long to wait before it.
+        # Jobs of which a write may still land: the next look, and how long to wait before it.
         self._looks: dict[str, tuple[asyncio.TimerHandle, float]] = {}
         self._task: asyncio.Task[None] | None = None
         stores.records.on_unknown = self.doubt
@@ -140,7 +140,7 @@ class Propagator:
             await work_message
         except Unavailable as error:
             # The record is durable and says "available": from here on the job cannot be lost.
-            log.warning("work message is late", extra={"ojs.job_id": job_id, "reason": str(error)})
+            log.info("work message is late", extra={"ojs.job_id": job_id, "reason": str(error)})
             self.doubt(job_id)
 
     async def follow_early(self, record: _core.Record, stored: bytes, revision: int) -> None:
@@ -191,18 +191,20 @@ class Propagator:
                     is_open = self._stores.records.may_land(job_id)
                     one = await self._stores.records.certain(job_id) if is_open else found.get(job_id)
                     if one is not None:
-                        self._looks.pop(job_id, None)
                         await self.repair(*one)
-                    elif is_open:
-                        self._look_later(job_id)
+                    self._look_later(job_id)
                     self._doubtful.pop(job_id, None)
             except (Unavailable, RevisionConflict) as error:
                 log.info("repair is tried again: %s", error)
                 await asyncio.sleep(0.1)
 
     def _look_later(self, job_id: str) -> None:
-        """A creation may lie in the buffers of a server that stands still."""
-        _, waited_s = self._looks.pop(job_id, (None, FIRST_LOOK_S / 2))
+        """Look again, as long as a write of unknown outcome may lie in the buffers of a server that stands still."""
+        timer, waited_s = self._looks.pop(job_id, (None, FIRST_LOOK_S / 2))
+        if timer is not None:
+            timer.cancel()
+        if not self._stores.records.may_land(job_id):
+            return
         if waited_s >= LAST_LOOK_S:
             self._stores.records.give_up(job_id)
             return

@@ -189,7 +189,7 @@ class Records:
     async def certain(self, job_id: str) -> tuple[bytes, int] | None:
         """`get`, and what it tells stays true: a write of this node that has not landed yet is refused from here on.
 
-        Only a creation that has not landed may do so later (`may_land`). Raises Unavailable.
+        Only what would create a record, or change a final one, may land later (`may_land`). Raises Unavailable.
         """
         while True:
             expected = self._unknown.get(job_id)
@@ -197,7 +197,9 @@ class Records:
             if expected is None or found is None:
                 return found
             stored, revision = found
-            if revision == expected and not _core.is_terminal(_core.Record.parse(stored).state):
+            if revision == expected:
+                if _core.is_terminal(_core.Record.parse(stored).state):
+                    return found  # writing it over would take its time to live away
                 try:
                     revision = await self.replace(job_id, stored, revision)
                 except RevisionConflict:

@@ -128,7 +128,7 @@ class Members:
             try:
                 await published
             except Unavailable as error:
-                log.warning("work messages of a workflow are late: %s", error)
+                log.info("work messages of a workflow are late: %s", error)
                 for record, _ in made:
                     self._propagator.doubt(record.id)
 
