@@ -25,7 +25,7 @@ from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.connection import PubAck
 from ojs_fast.storage.errors import KeyTaken, RevisionConflict
-from ojs_fast.storage.records import CONFLICTS
+from ojs_fast.storage.records import WRONG_LAST_SEQUENCE
 
 log = logging.getLogger(__name__)
 
@@ -161,9 +161,11 @@ class UniqueLocks:
         fingerprint, revision, *_ = (record.extra or {})[FEATURE]
 
         def check(answer: "asyncio.Future[PubAck]") -> None:
-            if answer.cancelled() or answer.exception() is not None:
+            if (
+                answer.cancelled()
+                or answer.exception() is not None
+                or answer.result()[1] not in (0, WRONG_LAST_SEQUENCE)
+            ):
                 self._propagator.call_later(partial(self._bucket.remove, fingerprint, revision))
-            elif answer.result()[1] not in (0, *CONFLICTS):
-                log.error("a unique lock is not given back: %s", answer.result()[2])
 
         self._bucket.start_remove(fingerprint, revision).add_done_callback(check)

@@ -17,9 +17,9 @@ from nats.aio.msg import Msg
 
 from ojs_fast import _core
 from ojs_fast.storage import names
-from ojs_fast.storage.connection import NO_MESSAGE_FOUND, READ_AT_ONCE, Connection, PubAck, headers
+from ojs_fast.storage.connection import READ_AT_ONCE, Connection, PubAck, headers
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
-from ojs_fast.storage.records import CONFLICTS
+from ojs_fast.storage.records import CONFLICTS, WRONG_LAST_SEQUENCE
 
 log = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ class Bucket:
         """Remove a key if it still is at `revision`; otherwise it stays. Raises Unavailable."""
         await self._connection.ready()
         _, code, description = await self.start_remove(key, revision)
-        if code not in (0, *CONFLICTS):
+        if code not in (0, WRONG_LAST_SEQUENCE):
             raise Unavailable(f"JetStream refused to delete {self.name}/{key}: {description}")
 
     async def page(self, after: int, limit: int, keys: str = ">") -> list[tuple[str, Any, int]]:
@@ -174,13 +174,8 @@ class Bucket:
 
     async def written_ms(self, key: str) -> int:
         """When a key was written last, by the clock of NATS (epoch ms); 0 when there is none. Raises Unavailable."""
-        query = {"last_by_subj": names.bucket_subject(self.name, key)}
-        answer = await self._connection.api(f"STREAM.MSG.GET.{names.bucket_stream(self.name)}", query)
-        if "error" in answer:
-            if answer["error"].get("err_code") == NO_MESSAGE_FOUND:
-                return 0
-            raise Unavailable(f"reading {self.name}/{key} failed: {answer['error'].get('description')}")
-        return _core.parse_rfc3339_ms(answer["message"]["time"])
+        message = await self._connection.stored(names.bucket_stream(self.name), names.bucket_subject(self.name, key))
+        return _core.parse_rfc3339_ms(message["time"]) if message else 0
 
     async def erase(self, key: str, revision: int = 0) -> None:
         """Remove a key without leaving a marker, so that `count` stays exact; what was written after `revision` stays.

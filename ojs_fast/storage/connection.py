@@ -414,10 +414,7 @@ class Connection:
         return answer
 
     async def purge(self, stream: str, subject: str, through: int = 0) -> None:
-        """Remove the messages of a stream whose subject matches, up to sequence `through` (0 = all).
-
-        Raises Unavailable.
-        """
+        """Remove what a subject matches, up to sequence `through` (0 = all). Raises Unavailable."""
         bound = {"seq": through + 1} if through else {}
         answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": subject, **bound})
         if "error" in answer:
@@ -436,13 +433,16 @@ class Connection:
         return (message.data if message.sequence and message.is_live else b""), message.sequence
 
     async def _last_of_leader(self, stream: str, subject: str) -> tuple[bytes, int]:
+        message = await self.stored(stream, subject)
+        return (base64.b64decode(message.get("data", "")), int(message["seq"])) if message else (b"", 0)
+
+    async def stored(self, stream: str, subject: str) -> dict[str, Any]:
+        """The last message of a subject: `data` and `hdrs` (base64), `seq`, `time`; or nothing. Raises Unavailable."""
         answer = await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
-        if "error" in answer:
-            if answer["error"].get("err_code") == NO_MESSAGE_FOUND:
-                return b"", 0
+        if "error" in answer and answer["error"].get("err_code") != NO_MESSAGE_FOUND:
             raise Unavailable(f"reading {subject} failed: {answer['error'].get('description')}")
-        message = answer["message"]
-        return base64.b64decode(message.get("data", "")), int(message["seq"])
+        message: dict[str, Any] = answer.get("message") or {}
+        return message
 
     async def last_of_each(self, stream: str, subjects: Sequence[str]) -> dict[str, tuple[bytes, int]]:
         """`{subject: (bytes, sequence)}` as by `last`, without markers and unknown subjects. Raises Unavailable."""

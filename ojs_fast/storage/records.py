@@ -1,14 +1,15 @@
 """Records in `ojs-jobs`, the only truth about a job: create, replace at a revision, read.
 
 Every write is a compare-and-set and its outcome is always resolved: when a PubAck is lost, the record
-is read back and compared with what was written. Knows bytes and revisions, no job rule but which states are final.
+is read back and compared with what was written. Knows bytes and revisions, no job rule.
 """
 
 import asyncio
+import base64
+import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from ojs_fast import _core
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import READ_AT_ONCE, Connection, PubAck, headers
 from ojs_fast.storage.errors import BatchRefused, KeyTaken, RevisionConflict, Unavailable
@@ -189,7 +190,7 @@ class Records:
     async def certain(self, job_id: str) -> tuple[bytes, int] | None:
         """`get`, and what it tells stays true: a write of this node that has not landed yet is refused from here on.
 
-        Only what would create a record, or change a final one, may land later (`may_land`). Raises Unavailable.
+        Only a creation may land later (`may_land`). Raises Unavailable.
         """
         while True:
             expected = self._unknown.get(job_id)
@@ -198,14 +199,18 @@ class Records:
                 return found
             stored, revision = found
             if revision == expected:
-                if _core.is_terminal(_core.Record.parse(stored).state):
-                    return found  # writing it over would take its time to live away
                 try:
-                    revision = await self.replace(job_id, stored, revision)
+                    revision = await self.replace(job_id, stored, revision, await self._ttl_s(job_id))
                 except RevisionConflict:
                     continue
             self.give_up(job_id)
             return stored, revision
+
+    async def _ttl_s(self, job_id: str) -> int:
+        """The time to live that a record was written with, 0 = for ever. Raises Unavailable."""
+        headers_then = base64.b64decode((await self._connection.stored(_STREAM, _PREFIX + job_id)).get("hdrs", ""))
+        found = re.search(rb"\r\nNats-TTL: *(\d+)s\r\n", headers_then)
+        return int(found[1]) if found else 0
 
     async def _first_taken(self, records: list[tuple[str, bytes]]) -> str:
         found = await self.get_many([job_id for job_id, _ in records])

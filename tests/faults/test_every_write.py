@@ -33,7 +33,7 @@ pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]
 
 T = TypeVar("T")
 
-DEATHS = int(os.environ.get("OJS_DEATHS", "2"))
+DEATHS = int(os.environ.get("OJS_DEATHS", "1"))
 SEED = int(os.environ.get("OJS_KILL_SEED") or random.SystemRandom().randrange(10**6))
 AT_ONCE = 4
 # What follows an answer is written by then: index entries, acknowledgements, counts.
