@@ -22,6 +22,7 @@ from nats.aio.client import Client
 from nats.js import JetStreamContext
 
 from ojs_fast import _core
+from ojs_fast.core.claims import active_entry
 from ojs_fast.core.reconciler import MARGIN_MS
 from ojs_fast.storage import names
 from tests.support.api import Api, unique_queue
@@ -87,7 +88,7 @@ class Aftermath:
 
     async def enter_active(self, record: _core.Record) -> None:
         """Write the entry of `ojs-active` that claims get after a second."""
-        value = {"worker_id": "w", "node_id": self.node_id, "visible_ms": record.started_ms + record.reservation_ms}
+        value = active_entry("w", self.node_id, record.started_ms + record.reservation_ms, record.started_ms)
         key = names.attempt_key(record.id, record.attempt)
         await self.js.publish(names.bucket_subject(names.ACTIVE, key), orjson.dumps(value))
 
@@ -195,7 +196,7 @@ async def write_recent(scene: Scene, client: Client) -> None:
     await left.lease(renewed_ms=now_ms() + HOUR_MS)
 
 
-OLD = ["pulled", "claimed-entered", "claimed-delivered"]
+OLD = ["pulled", "claimed-entered", "claimed-ahead", "claimed-delivered"]
 
 
 async def write_old(scene: Scene, client: Client) -> None:
@@ -205,13 +206,15 @@ async def write_old(scene: Scene, client: Client) -> None:
         queue = scene.queues[row]
         record, revision = await left.record(queue)
         scene.rows[row] = record.id
-        if row != "claimed-entered":
+        if row in {"pulled", "claimed-delivered"}:
             await left.work_message(record, revision)
             record.ack_subject = await left.pull(client, queue)
         if row != "pulled":
             claimed(record)
+            if row == "claimed-ahead":
+                record.started_ms += HOUR_MS
             await left.replace(record)
-        if row == "claimed-entered":
+        if row in {"claimed-entered", "claimed-ahead"}:
             await left.enter_active(record)
     await asyncio.sleep(LONG_AGO_S)
     await left.lease(renewed_ms=now_ms())
@@ -309,6 +312,11 @@ def test_an_old_pulled_message_comes_again(old: Scene) -> None:
 def test_an_old_claim_without_work_message_is_adopted(old: Scene) -> None:
     """`ojs-active` alone tells of it."""
     assert old.fetched("claimed-entered")["attempt"] == 2
+
+
+def test_a_claim_of_a_clock_that_was_ahead_lasts_no_longer_than_others(old: Scene) -> None:
+    """What counts is how long it was to last; the job is not held for an hour."""
+    assert old.fetched("claimed-ahead")["attempt"] == 2
 
 
 def test_an_old_claim_is_adopted(old: Scene) -> None:

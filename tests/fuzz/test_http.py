@@ -24,6 +24,7 @@ COUNT = int(os.environ.get("OJS_FUZZ_COUNT", "3000"))
 SEED = int(os.environ.get("OJS_FUZZ_SEED") or random.SystemRandom().randrange(10**6))
 REPEATED_AT_ONCE = 40
 TRIES = 20
+TOLD_EVERY = 2000
 GROWTH_LIMIT_BYTES = 60 * 1024 * 1024
 #: What refusals must not change. Times pass and leaders flush meanwhile, so only what requests can alter is looked at.
 STATE = (
@@ -150,6 +151,9 @@ def test_hostile_requests(fresh_server: Callable[..., Server]) -> None:
         if len(refused) == REPEATED_AT_ONCE:
             refusals_change_nothing(client, refused)
             refused = []
+        if number % TOLD_EVERY == TOLD_EVERY - 1:
+            sys.stdout.write(f"{number + 1} of {COUNT} requests\n")
+            sys.stdout.flush()
         if number == COUNT // 3:
             memory = rss_bytes(server.worker_pids[0])
     sys.stdout.write(f"{COUNT} requests: {dict(sorted(seen.items()))}\n")
