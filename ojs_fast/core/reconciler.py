@@ -33,8 +33,9 @@ READ_AT_ONCE = 500
 WALKS_AFTER_A_CUT = 2
 CUT_MARGIN_MS = 2000
 AUDIT_AFTER_S = 2.0
-# With several NATS servers, what was sent to one that stood still may land long after its sender was reconciled.
-LATE_S = (15, 45, 120)
+# With several NATS servers, what was sent to one that stood still may land long after its sender was reconciled, and a
+# new leader of a consumer may not know at first what the old one had delivered.
+LATE_S = (10, 30, 60)
 
 
 class Reconciler:
@@ -72,8 +73,11 @@ class Reconciler:
 
     def elected(self) -> None:
         """This node leads: what came late for those who led before it is looked for as well."""
+        self._look_later()
+
+    def _look_later(self, seen: int = 0) -> None:
         if self._stores.connection.is_replicated:
-            self._seen = 0
+            self._seen = seen
             self._late = [time.monotonic() + after_s for after_s in LATE_S]
 
     async def leader_changed(self, _: NodeMessage) -> None:
@@ -84,6 +88,7 @@ class Reconciler:
         if not self._walks_due:
             self._cut_ms = now_ms()
         self._walks_due = WALKS_AFTER_A_CUT
+        self._look_later()
 
     async def after_cut(self) -> None:
         """After a lost connection, on any node: find the messages that NATS handed over and nobody got.
@@ -139,20 +144,20 @@ class Reconciler:
             await self._leases.bury(node_id)
         # Live nodes claimed, settled and cancelled meanwhile: some of what was published again is stale by now.
         self._audit_due = (min(since_ms, (self._audit_due or (since_ms, 0.0))[0]), time.monotonic() + AUDIT_AFTER_S)
-        if self._stores.connection.is_replicated:
-            self._seen = seen
-            self._late = [time.monotonic() + after_s for after_s in LATE_S]
+        self._look_later(seen)
         log.info("reconciled: %d recent records were set right", repaired)
         return len(dead)
 
     async def _replay_late(self) -> None:
-        """Look for what dead nodes had sent to a server that stood still, written only after the replay."""
+        """What `run` does, for what came to light only after it."""
         if not self._late or time.monotonic() < self._late[0]:
             return
         info = await self._stores.connection.stream_info(names.bucket_stream(names.JOBS))
         since_ms = _core.parse_rfc3339_ms(info["ts"]) - MARGIN_MS - LATE_S[-1] * 1000
         repaired, seen = await self._replay(since_ms, self._seen)
         self._seen = max(self._seen, seen)
+        await self._adopt_entered()
+        await self._walk_in_flight()
         self._late.pop(0)
         if repaired:
             log.warning("%d records of dead nodes came late", repaired)

@@ -25,7 +25,7 @@ QUEUES = 3
 PRODUCERS, WORKERS = 3, 5
 CRONS = 2
 SETTLED_S = 120.0
-AGREED_S = 60.0
+AGREED_S = 90.0
 LOOK_EVERY_S = 5.0
 # No job is put off for so long.
 FAR_MS = 10_000
