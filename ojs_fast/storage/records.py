@@ -18,6 +18,12 @@ WRONG_LAST_SEQUENCE = 10071
 # The same from a cluster, when the write that is in the way has not been replicated yet.
 WRITE_UNDER_WAY = 10164
 CONFLICTS = (WRONG_LAST_SEQUENCE, WRITE_UNDER_WAY)
+# Stands for an error code when no answer came.
+UNANSWERED = -1
+# What lies there tells the outcome, now or later.
+OPEN = (UNANSWERED, WRITE_UNDER_WAY)
+# How often a write is tried again, and how often and long it waits for one that is not replicated yet.
+TRIES, WAITS, WAIT_S = 3, 50, 0.02
 ATOMIC_BATCH_DEFAULT = 1000  # what nats-server allows when its batch limits are not raised
 
 _PREFIX = names.bucket_subject(names.JOBS, "")
@@ -54,7 +60,7 @@ class Records:
     ) -> int:
         """The new revision. Raises RevisionConflict, or Unavailable when the outcome stays unknown."""
         sequence, code, description = await _outcome(pending)
-        if code == WRITE_UNDER_WAY:
+        if code in OPEN:
             return await self._resolve(job_id, stored, revision, replace_headers(revision, ttl_s))
         return self._accepted(job_id, sequence, code, description)
 
@@ -74,7 +80,7 @@ class Records:
             await self._connection.ready()
         header = replace_headers(revision, ttl_s)
         sequence, code, description = await _outcome(self._connection.write(_PREFIX + job_id, stored, header))
-        if code == WRITE_UNDER_WAY:
+        if code in OPEN:
             return await self._resolve(job_id, stored, revision, header)
         return self._accepted(job_id, sequence, code, description)
 
@@ -84,7 +90,7 @@ class Records:
             await self._connection.ready()
         sequence, code, description = await _outcome(self._connection.write(_PREFIX + job_id, stored, _CREATE))
         try:
-            if code == WRITE_UNDER_WAY:
+            if code in OPEN:
                 return await self._resolve(job_id, stored, 0, _CREATE)
             return self._accepted(job_id, sequence, code, description)
         except RevisionConflict:
@@ -111,7 +117,7 @@ class Records:
             (_PREFIX + job_id, stored, replace_headers(revision, ttl_s)) for job_id, stored, revision, ttl_s in writes
         ]
         sequence, code, description = await _outcome(self._connection.write_batch(batch))
-        if code == WRITE_UNDER_WAY:
+        if code in OPEN:
             sequence = await self._resolve_batch([(one, stored, revision) for one, stored, revision, _ in writes])
             code = 0
         if code in CONFLICTS:
@@ -130,7 +136,7 @@ class Records:
         await self._connection.ready()
         batch = [(_PREFIX + job_id, stored, _CREATE) for job_id, stored in records]
         sequence, code, description = await _outcome(self._connection.write_batch(batch))
-        if code == WRITE_UNDER_WAY:
+        if code in OPEN:
             return await self._resolve_batch([(job_id, stored, 0) for job_id, stored in records])
         if code == 0:
             return int(sequence)
@@ -142,20 +148,23 @@ class Records:
 
     async def _resolve(self, job_id: str, stored: bytes, revision: int, header: bytes) -> int:
         # The PubAck was lost: what lies there now tells whether the write was applied.
+        lost, waited = 0, 0
         try:
-            for _ in range(3):
+            while lost < TRIES and waited < WAITS:
                 await self._connection.ready()
                 found = await self.get(job_id)
                 if found is not None and found[0] == stored:
                     return found[1]
                 if (found[1] if found else 0) != revision:
                     raise RevisionConflict(job_id)
-                try:
-                    sequence, code, _ = await self._connection.write(_PREFIX + job_id, stored, header)
-                except Unavailable:
-                    continue
+                sequence, code, _ = await _outcome(self._connection.write(_PREFIX + job_id, stored, header))
                 if code == 0:
                     return sequence
+                if code == WRITE_UNDER_WAY:
+                    waited += 1
+                    await asyncio.sleep(WAIT_S)
+                else:
+                    lost += 1
         except Unavailable:
             self._lost(job_id, revision)
             raise
@@ -257,8 +266,8 @@ class Records:
 
 
 async def _outcome(pending: "asyncio.Future[PubAck]") -> PubAck:
-    """What became of a write; when nobody tells, it may be under way still."""
+    """What became of a write; UNANSWERED when nobody tells."""
     try:
         return await pending
     except Unavailable as error:
-        return 0, WRITE_UNDER_WAY, str(error)
+        return 0, UNANSWERED, str(error)
