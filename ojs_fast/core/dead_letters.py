@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import binascii
+import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -24,6 +25,8 @@ from ojs_fast.storage.errors import RevisionConflict
 PAGE = 200
 AT_ONCE = 100
 ERRORS_TOLD = 100
+# How long a list waits for entries that are written behind.
+ENTERED_S = 1.0
 UNKNOWN = "Unknown"
 
 
@@ -80,6 +83,7 @@ class DeadLetters:
         """Dead letters, oldest first; of one queue unless `queue` is "". Raises InvalidRequest, Unavailable."""
         keys = _keys(queue)
         after = _decode_cursor(cursor)
+        await self._entered()
         while offset > 0:
             skipped = await self._bucket.page(after, min(offset, PAGE), keys)
             if not skipped:
@@ -92,6 +96,12 @@ class DeadLetters:
         more = len(entries) > limit
         total = await self._bucket.count(keys)
         return Page([stored for _, stored in jobs], total, _encode_cursor(entries[limit - 1][2]) if more else "")
+
+    async def _entered(self) -> None:
+        """Wait for the entries of what this node has discarded, but not for a NATS that is away."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ENTERED_S):
+                await self._stores.outbox.flushed()
 
     async def _living(self, entries: list[tuple[str, Any, int]]) -> list[tuple[_core.Record, bytes]]:
         """The dead letters of these entries; what a node left that died behind a retry or a removal is erased."""
@@ -110,6 +120,7 @@ class DeadLetters:
 
     async def _matching(self, wanted: DeadFilter) -> AsyncIterator[list[tuple[_core.Record, bytes]]]:
         after = 0
+        await self._entered()
         while entries := await self._bucket.page(after, READ_AT_ONCE, _keys(wanted.queue)):
             after = entries[-1][2]
             records = await self._living([one for one in entries if wanted.takes_entry(one[1])])

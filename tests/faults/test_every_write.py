@@ -721,7 +721,7 @@ OF_ANY_NODE: list[Scenario] = [
     retry_of_a_workflow,
 ]  # fmt: skip
 # Batches are written ahead here (`interval`) or in groups (`always`).
-ON_DISK: list[Scenario] = [enqueue, batch, unique_replace, fetch, ack, nack, promotion]
+ON_DISK: list[Scenario] = [enqueue, batch, unique_replace, ack]
 OF_THE_LEADER: list[Scenario] = [promotion, promotion_of_a_retry, expiry, occurrence]
 
 
