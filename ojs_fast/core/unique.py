@@ -192,7 +192,7 @@ def _normalised(value: Any, notes: set[str]) -> Any:
 
 
 def _integer(digits: str) -> Any:
-    return int(digits) if len(digits) < _LONG else {"integer": digits}
+    return int(digits) if len(digits.lstrip("-")) < _LONG else {"integer": digits}
 
 
 def _number(text: str) -> Any:
