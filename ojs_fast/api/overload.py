@@ -1,4 +1,4 @@
-"""How many requests may be under way: about as many as get done in half a second, so that none of them waits for long.
+"""How many requests may be under way: about as many as get done in 0.3 s, so that none of them waits for long.
 
 More would only wait for each other, in memory; whoever comes on top is told to come again. Knows no HTTP.
 """
@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable
 
 # What a request may wait for those before it.
-TARGET_S = 0.5
+TARGET_S = 0.3
 WINDOW_S = 0.25
 # Never fewer, however slow the disk is; more than a burst of the largest worker pools.
 FEWEST = 500
