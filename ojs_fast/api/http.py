@@ -292,7 +292,12 @@ class Gate:
                     )
             if scope is None or b"ojs-block-timeout" in request.headers:
                 return await handler(request)
-            return await self._loaded(handler, request)
+            if not self._load.enter():
+                raise _overloaded(self._load.under_way)  # noqa: TRY301 - as above
+            try:
+                return await handler(request)
+            finally:
+                self._load.leave()
         except OJSError as error:
             return error_reply(error, request)
         except Unavailable as error:
@@ -313,18 +318,6 @@ class Gate:
             log.warning("%d requests met an unavailable backend, the last one: %s", self._untold, error)
             self._untold, self._told_s = 0, now
 
-    async def _loaded(self, handler: Callable[[Request], Awaitable[Reply]], request: Request) -> Reply:
-        """Run a handler unless too many are running: those that are can be done in time (spec: 503, Retry-After)."""
-        load = self._load
-        if not load.enter():
-            raise BackendUnavailable(
-                f"The server is overloaded: {load.under_way} requests are under way.", hint="Try again shortly."
-            )
-        try:
-            return await handler(request)
-        finally:
-            load.leave()
-
 
 def _authenticate(keys: KeyRing, request: Request, needed: Scope) -> None:
     scheme, _, key = request.headers.get(b"authorization", b"").partition(b" ")
@@ -338,6 +331,13 @@ def _authenticate(keys: KeyRing, request: Request, needed: Scope) -> None:
             details={"required_scope": scope, "scopes": scope_names(granted)},
             hint="Use a key with this scope; 'ojs-fast keys create' makes one.",
         )
+
+
+def _overloaded(under_way: int) -> BackendUnavailable:
+    """Those that are under way can be done in time, more could not (503, Retry-After)."""
+    return BackendUnavailable(
+        f"The server is overloaded: {under_way} requests are under way.", hint="Try again shortly."
+    )
 
 
 def _unsupported_version(version: bytes) -> Unsupported:

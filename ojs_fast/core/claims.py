@@ -179,14 +179,13 @@ class Claims:
                 continue
             try:
                 await self._expire(claim)
-            except Exception as error:
-                text, extra = "a deadline could not be handled; it is tried again", {"ojs.job_id": job_id}
-                if isinstance(error, Unavailable):
-                    log.info("%s: %s", text, error, extra=extra)
-                else:
-                    log.exception(text, extra=extra)
-                if job_id in self._held:
-                    self._deadlines.set(job_id, self._steady() + TRY_AGAIN_MS)
+                continue
+            except Unavailable as error:
+                log.info("a deadline is tried again: %s", error, extra={"ojs.job_id": job_id})
+            except Exception:
+                log.exception("a deadline could not be handled; it is tried again", extra={"ojs.job_id": job_id})
+            if job_id in self._held:
+                self._deadlines.set(job_id, self._steady() + TRY_AGAIN_MS)
 
     def _enter(self, job_id: str, claim: Claim, *, only_new: bool = False) -> None:
         claim.entered = True

@@ -3,7 +3,6 @@
 import asyncio
 import base64
 import binascii
-import contextlib
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ import orjson
 from ojs_fast import _core
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Jobs
+from ojs_fast.core.own import own_record
 from ojs_fast.core.propagate import dead_key
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import InvalidRequest, NotFound, OJSError
@@ -83,7 +83,7 @@ class DeadLetters:
         """Dead letters, oldest first; of one queue unless `queue` is "". Raises InvalidRequest, Unavailable."""
         keys = _keys(queue)
         after = _decode_cursor(cursor)
-        await self._entered()
+        await self._stores.outbox.flushed_within(ENTERED_S)
         while offset > 0:
             skipped = await self._bucket.page(after, min(offset, PAGE), keys)
             if not skipped:
@@ -97,19 +97,13 @@ class DeadLetters:
         total = await self._bucket.count(keys)
         return Page([stored for _, stored in jobs], total, _encode_cursor(entries[limit - 1][2]) if more else "")
 
-    async def _entered(self) -> None:
-        """Wait for the entries of what this node has discarded, but not for a NATS that is away."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(ENTERED_S):
-                await self._stores.outbox.flushed()
-
     async def _living(self, entries: list[tuple[str, Any, int]]) -> list[tuple[_core.Record, bytes]]:
         """The dead letters of these entries; what a node left that died behind a retry or a removal is erased."""
         found = await self._stores.records.get_many(entry["job_id"] for _, entry, _ in entries)
         living: list[tuple[_core.Record, bytes]] = []
         for key, entry, revision in entries:
             stored = found.get(entry["job_id"], (b"", 0))[0]
-            record = _parse(stored)
+            record = own_record(stored)
             if record is not None and record.dead_letter:
                 living.append((record, stored))
             else:
@@ -120,7 +114,7 @@ class DeadLetters:
 
     async def _matching(self, wanted: DeadFilter) -> AsyncIterator[list[tuple[_core.Record, bytes]]]:
         after = 0
-        await self._entered()
+        await self._stores.outbox.flushed_within(ENTERED_S)
         while entries := await self._bucket.page(after, READ_AT_ONCE, _keys(wanted.queue)):
             after = entries[-1][2]
             records = await self._living([one for one in entries if wanted.takes_entry(one[1])])
@@ -246,13 +240,6 @@ class DeadLetters:
 
 def _keys(queue: str) -> str:
     return f"{names.encode_token(queue)}.*" if queue else ">"
-
-
-def _parse(stored: bytes) -> _core.Record | None:
-    try:
-        return _core.Record.parse(stored)
-    except ValueError:  # there is none, or it is not ours
-        return None
 
 
 def error_type(record: _core.Record) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 import orjson
 
 from ojs_fast import _core
+from ojs_fast.core.own import own_record
 from ojs_fast.core.propagate import LISTED
 from ojs_fast.core.stats import LIVE_STATES
 from ojs_fast.core.stores import Stores
@@ -125,12 +126,12 @@ class JobSearch:
         for stream, subject in _sources(wanted):
             async for page in walk(self._stores.connection, stream, subject):
                 if stream == names.bucket_stream(names.JOBS):
-                    yield [(record, m.data) for m in page if (record := _parse(m.data)) is not None]
+                    yield [(record, m.data) for m in page if (record := own_record(m.data)) is not None]
                     continue
                 job_ids = [job_id for m in page if (job_id := _job_id(stream, m))]
                 found = await self._stores.records.get_many(job_ids)
                 stored = [found[job_id][0] for job_id in job_ids if job_id in found]
-                yield [(record, one) for one in stored if (record := _parse(one)) is not None]
+                yield [(record, one) for one in stored if (record := own_record(one)) is not None]
 
 
 def _holds(raw: bytes, wanted: Any) -> bool:
@@ -167,14 +168,7 @@ def _job_id(stream: str, message: _core.WireMessage) -> str:
     if stream != names.WORK_STREAM:
         return names.indexed_job(message.stored_subject.split(".", 2)[2])
     try:
-        record = _parse(_core.split_work_message(message.data)[1])
+        record = own_record(_core.split_work_message(message.data)[1])
     except ValueError:  # not one of ours
         return ""
     return record.id if record is not None else ""
-
-
-def _parse(stored: bytes) -> _core.Record | None:
-    try:
-        return _core.Record.parse(stored)
-    except ValueError:  # not one of ours; reconcile reports it
-        return None

@@ -234,8 +234,8 @@ class Queues:
 
     def has_one_level(self, name: str) -> bool:
         """Whether all jobs of a queue have the same priority."""
-        queue = self._known.get(name)
-        return queue is not None and len(queue[0].levels) == 1
+        queue = self.known(name)
+        return queue is not None and len(queue.levels) == 1
 
     async def find(self, name: str) -> Queue | None:
         """The queue, or None when no job ever entered it. Asks NATS for one this node does not know for certain.

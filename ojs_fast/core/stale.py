@@ -9,6 +9,7 @@ import logging
 from typing import Any, NamedTuple
 
 from ojs_fast import _core
+from ojs_fast.core.own import own_record
 from ojs_fast.core.stores import Stores
 from ojs_fast.storage import names
 from ojs_fast.storage.errors import Unavailable
@@ -146,7 +147,7 @@ class StaleMessages:
     async def _settle_refused(self, refused: list[tuple[str, str]]) -> None:
         found = await self._stores.records.get_many(job_id for job_id, _ in refused)
         for job_id, ack_subject in refused:
-            record = _parse(found[job_id][0]) if job_id in found else None
+            record = own_record(found[job_id][0]) if job_id in found else None
             if record is None or not _is_own(record, ack_sequence(ack_subject)):
                 self._stores.work.ack(ack_subject)
 
@@ -210,7 +211,7 @@ class StaleMessages:
         doomed: list[int] = []
         for sequence, revision, job_id in works:
             stored, at = found.get(job_id, (b"", 0))
-            record = _parse(stored)
+            record = own_record(stored)
             if record is not None and _is_own(record, sequence):
                 continue
             if record is None or at != revision or (job_id, revision) in seen:
@@ -221,10 +222,3 @@ class StaleMessages:
 
 def _is_own(record: _core.Record, sequence: int) -> bool:
     return record.state == "active" and bool(record.ack_subject) and ack_sequence(record.ack_subject) == sequence
-
-
-def _parse(stored: bytes) -> _core.Record | None:
-    try:
-        return _core.Record.parse(stored)
-    except ValueError:
-        return None

@@ -25,6 +25,7 @@ log = logging.getLogger(__name__)
 
 MARKER_TTL_S = 30
 REFUSED_WAIT_S = 1.0
+CLOSE_S = 2.0
 HEARTBEAT_S = 5
 MATCHES = 1000
 ONLY_NEW = headers(Nats_Expected_Last_Subject_Sequence=0)
@@ -205,9 +206,7 @@ class Outbox:
 
     async def close(self) -> None:
         """Wait briefly for what is under way, then stop."""
-        with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(2):
-                await self.flushed()
+        await self.flushed_within(CLOSE_S)
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -217,6 +216,12 @@ class Outbox:
         last = self._number
         while self._open and next(iter(self._open)) <= last:
             await self._progress.wait()
+
+    async def flushed_within(self, limit_s: float) -> None:
+        """`flushed`, but no longer than that: NATS may be away."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(limit_s):
+                await self.flushed()
 
     def put(self, bucket: str, key: str, value: Any, ttl_s: int = 0, *, only_new: bool = False) -> None:
         """Write a key; re-sent until acknowledged. `only_new` leaves a value that is there as it is."""

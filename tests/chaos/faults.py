@@ -16,9 +16,9 @@ from pathlib import Path
 import httpx
 
 from tests.chaos.node import ChaosServer
-from tests.chaos.relay import Relay
 from tests.support.nats_cluster import SIZE, NatsCluster
 from tests.support.processes import descendants
+from tests.support.relay import Relay
 
 NODES = 3
 DISK_BYTES = 256 * 1024 * 1024

@@ -245,7 +245,8 @@ class Play:
         for number in range(LIMIT_KEYS):
             key = f"chaos-{number}"
             told = await self._asked("GET", f"/rate-limits/{key}")
-            left[key] = int(told.get("active", 0) or 0) + int(told.get("waiting", 0) or 0)
+            if "error" not in told:  # else no job had this key
+                left[key] = told["concurrency"]["active"] + told["waiting_count"]
         return [f"{count} left in {what}" for what, count in left.items() if count]
 
     async def _dead_letters(self) -> list[str]:

@@ -16,7 +16,6 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -119,11 +118,6 @@ class Stage:
 Scenario = Callable[[Stage], Iterator[None]]
 
 
-def later(seconds: float) -> str:
-    """Some time from now."""
-    return (datetime.now(UTC) + timedelta(seconds=seconds)).isoformat().replace("+00:00", "Z")
-
-
 # -- producers -------------------------------------------------------------------------------------
 
 
@@ -139,7 +133,7 @@ def enqueue(stage: Stage) -> Iterator[None]:
 def enqueue_scheduled(stage: Stage) -> Iterator[None]:
     """It runs in time, wherever its index entry is."""
     yield
-    stage.attempt(lambda: stage.put(stage.doomed, delay_until=later(2)))
+    stage.attempt(lambda: stage.put(stage.doomed, delay_until="+PT2S"))
     yield
     stage.drain()
     assert stage.states()["completed"] == len(stage.jobs()) <= 1
@@ -148,7 +142,7 @@ def enqueue_scheduled(stage: Stage) -> Iterator[None]:
 def enqueue_expiring(stage: Stage) -> Iterator[None]:
     """It is discarded in time, although nobody looks at it."""
     yield
-    stage.attempt(lambda: stage.put(stage.doomed, expires_at=later(1.5)))
+    stage.attempt(lambda: stage.put(stage.doomed, expires_at="+PT1.5S"))
     yield
     poll(lambda: stage.states().keys() <= {"discarded"}, deadline_s=REPAIRED_S, pause_s=0.2, what="it expires")
     stage.drain()
@@ -257,10 +251,10 @@ def unique_batch(stage: Stage) -> Iterator[None]:
 # -- workers ---------------------------------------------------------------------------------------
 
 
-def fetch(stage: Stage) -> Iterator[None]:
+def fetch(stage: Stage, **fields: Any) -> Iterator[None]:
     """What the dead node's worker may have got comes back when its time is over."""
     for _ in range(3):
-        stage.put()
+        stage.put(**fields)
     yield
     stage.attempt(lambda: stage.take(3))
     yield
@@ -270,13 +264,7 @@ def fetch(stage: Stage) -> Iterator[None]:
 
 def fetch_limited(stage: Stage) -> Iterator[None]:
     """The permits come back as well: the jobs behind it run."""
-    for _ in range(3):
-        stage.put(rate_limit={"key": stage.queue, "concurrency": 1})
-    yield
-    stage.attempt(lambda: stage.take(3))
-    yield
-    stage.drain()
-    assert stage.states() == {"completed": 3}
+    yield from fetch(stage, rate_limit={"key": stage.queue, "concurrency": 1})
 
 
 def ack(stage: Stage) -> Iterator[None]:
@@ -291,14 +279,20 @@ def ack(stage: Stage) -> Iterator[None]:
     assert stage.states() == {"completed": 1}
 
 
-def ack_unique(stage: Stage) -> Iterator[None]:
-    """Its lock is given back."""
-    stage.put(unique=UNIQUE)
+def held(stage: Stage, act: Callable[[str], object], **fields: Any) -> Iterator[None]:
+    """A worker of the server that dies has a job, and acts on it; the job is completed in the end, once."""
+    stage.put(**fields)
     [id_] = stage.take()
     yield
-    stage.attempt(lambda: stage.doomed.ack(id_))
+    stage.attempt(lambda: act(id_))
     yield
     stage.drain()
+    assert stage.states() == {"completed": 1}
+
+
+def ack_unique(stage: Stage) -> Iterator[None]:
+    """Its lock is given back."""
+    yield from held(stage, stage.doomed.ack, unique=UNIQUE)
     stage.put(unique=UNIQUE)
     stage.drain()
     assert stage.states() == {"completed": 2}
@@ -318,24 +312,12 @@ def ack_limited(stage: Stage) -> Iterator[None]:
 
 def nack(stage: Stage) -> Iterator[None]:
     """The next attempt comes."""
-    stage.put()
-    [id_] = stage.take()
-    yield
-    stage.attempt(lambda: stage.doomed.nack(id_))
-    yield
-    stage.drain()
-    assert stage.states() == {"completed": 1}
+    yield from held(stage, stage.doomed.nack)
 
 
 def give_back(stage: Stage) -> Iterator[None]:
     """The job can be fetched at once or when its time is over."""
-    stage.put()
-    [id_] = stage.take()
-    yield
-    stage.attempt(lambda: stage.doomed.nack(id_, requeue=True))
-    yield
-    stage.drain()
-    assert stage.states() == {"completed": 1}
+    yield from held(stage, lambda id_: stage.doomed.nack(id_, requeue=True))
 
 
 def discard(stage: Stage) -> Iterator[None]:
@@ -360,13 +342,7 @@ def discard(stage: Stage) -> Iterator[None]:
 
 def heartbeat(stage: Stage) -> Iterator[None]:
     """An extended reservation ends all the same."""
-    stage.put()
-    [id_] = stage.take()
-    yield
-    stage.attempt(lambda: stage.doomed.heartbeat("w", [id_], visibility_timeout_ms=2000))
-    yield
-    stage.drain()
-    assert stage.states() == {"completed": 1}
+    yield from held(stage, lambda id_: stage.doomed.heartbeat("w", [id_], visibility_timeout_ms=2000))
 
 
 # -- changes of waiting jobs -----------------------------------------------------------------------
@@ -384,7 +360,7 @@ def cancel(stage: Stage) -> Iterator[None]:
 
 def cancel_scheduled(stage: Stage) -> Iterator[None]:
     """The same for its index entry."""
-    id_ = stage.put(delay_until=later(8))
+    id_ = stage.put(delay_until="+PT8S")
     yield
     stage.attempt(lambda: stage.doomed.cancel(id_))
     yield
@@ -658,7 +634,7 @@ def retry_of_a_workflow(stage: Stage) -> Iterator[None]:
 def promotion(stage: Stage) -> Iterator[None]:
     """A scheduled job whose time has come runs once."""
     for _ in range(2):
-        stage.put(stage.doomed, delay_until=later(1.5))
+        stage.put(stage.doomed, delay_until="+PT1.5S")
     yield
     yield
     stage.drain()
@@ -678,7 +654,7 @@ def promotion_of_a_retry(stage: Stage) -> Iterator[None]:
 
 def expiry(stage: Stage) -> Iterator[None]:
     """A job is discarded in time."""
-    stage.put(stage.doomed, expires_at=later(1.5))
+    stage.put(stage.doomed, expires_at="+PT1.5S")
     yield
     yield
     poll(lambda: stage.states() == {"discarded": 1}, deadline_s=REPAIRED_S, pause_s=0.2, what="it expires")

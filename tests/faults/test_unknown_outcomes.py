@@ -18,9 +18,9 @@ from ojs_fast.core.propagate import FIRST_LOOK_S
 from ojs_fast.node import Node
 from ojs_fast.storage.connection import ANSWER_TIMEOUT_S
 from ojs_fast.storage.errors import Unavailable
-from tests.chaos.relay import Relay
 from tests.support.api import unique_queue
 from tests.support.nats import Nats
+from tests.support.relay import Relay
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(90)]
 

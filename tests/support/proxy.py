@@ -2,12 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
-from types import TracebackType
-from typing import Self
-
-from tests.support.processes import free_port
+from tests.support.relay import Relay
 
 #: the NATS protocol's commands that carry a payload, and how many of their last arguments are sizes
 PAYLOAD_SIZES = {b"PUB": 1, b"HPUB": 2, b"MSG": 1, b"HMSG": 2}
@@ -31,49 +26,14 @@ class Message:
         return f"{'>' if self.sent else '<'} {self.subject}{' ?' if self.reply else ''}"
 
 
-class Proxy:
+class Proxy(Relay):
     """Passes bytes between one NATS server and its clients; `messages` has what crossed since `clear`."""
 
     def __init__(self, port: int) -> None:
-        self._target = port
-        self._server: asyncio.Server | None = None
-        self._port = 0
-        self._tasks: set[asyncio.Task[None]] = set()
-        self._writers: set[asyncio.StreamWriter] = set()
+        super().__init__(port)
         self.messages: list[Message] = []
         #: break the connection instead of handing over the next work message
         self.cuts_next_delivery = False
-
-    async def __aenter__(self) -> Self:
-        await self.up()
-        return self
-
-    async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.down()
-        await asyncio.gather(*self._tasks, return_exceptions=True)
-
-    async def up(self) -> None:
-        """Take connections, always on the same port."""
-        self._port = self._port or free_port()
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self._port)
-
-    def down(self) -> None:
-        """Refuse connections and break those that stand."""
-        if self._server is not None:
-            self._server.close()
-        self.cut()
-
-    @property
-    def port(self) -> int:
-        """Where clients connect to."""
-        return self._port
-
-    def cut(self) -> None:
-        """Break every connection at once; clients may connect again."""
-        for writer in self._writers:
-            writer.transport.abort()
 
     def clear(self) -> None:
         """Forget what crossed so far."""
@@ -96,32 +56,13 @@ class Proxy:
                 told.append(kind)
         return told
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        try:
-            far_reader, far_writer = await asyncio.open_connection("127.0.0.1", self._target)
-        except OSError:
-            writer.transport.abort()
-            return
-        self._writers |= {writer, far_writer}
-        for one, source, target in ((True, reader, far_writer), (False, far_reader, writer)):
-            task = asyncio.create_task(self._pass(source, target, sent=one))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-
-    async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, sent: bool) -> None:
-        rest = b""
-        with contextlib.suppress(OSError):
-            while data := await source.read(1 << 20):
-                seen = len(self.messages)
-                rest = self._scan(rest + data, sent=sent)
-                if self.cuts_next_delivery and any(one.is_delivery for one in self.messages[seen:]):
-                    self.cuts_next_delivery = False
-                    self.cut()
-                    break
-                target.write(data)
-                await target.drain()
-        self._writers.discard(target)
-        target.transport.abort()
+    def _see(self, data: bytes, *, is_sent: bool) -> bytes:
+        seen = len(self.messages)
+        rest = self._scan(data, sent=is_sent)
+        if self.cuts_next_delivery and any(one.is_delivery for one in self.messages[seen:]):
+            self.cuts_next_delivery = False
+            self.cut()
+        return rest
 
     def _scan(self, data: bytes, *, sent: bool) -> bytes:
         at = 0

@@ -1,4 +1,4 @@
-"""A TCP relay between a node and a NATS server: cut, late, slow, or silent while the connection stands."""
+"""A TCP relay between a server and NATS: refusing, cut, late, slow, or silent while the connection stands."""
 
 from __future__ import annotations
 
@@ -7,7 +7,9 @@ import contextlib
 from types import TracebackType
 from typing import Self
 
-CHUNK = 1 << 16
+from tests.support.processes import free_port
+
+CHUNK = 1 << 20
 
 
 class Relay:
@@ -26,20 +28,28 @@ class Relay:
         self.port = 0
 
     async def __aenter__(self) -> Self:
-        self._server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        self.port = self._server.sockets[0].getsockname()[1]
+        await self.up()
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        assert self._server is not None
-        self._server.close()
         self.heal()
-        self.cut()
+        self.down()
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+
+    async def up(self) -> None:
+        """Take connections, always on the same port."""
+        self.port = self.port or free_port()
+        self._server = await asyncio.start_server(self._accept, "127.0.0.1", self.port)
+
+    def down(self) -> None:
+        """Refuse connections and break those that stand."""
+        if self._server is not None:
+            self._server.close()
+        self.cut()
 
     def cut(self) -> None:
         """Break every connection; new ones are welcome."""
@@ -63,12 +73,13 @@ class Relay:
             writer.transport.abort()
             return
         self._writers |= {writer, far_writer}
-        for source, target in ((reader, far_writer), (far_reader, writer)):
-            task = asyncio.create_task(self._pass(source, target))
+        for is_sent, source, target in ((True, reader, far_writer), (False, far_reader, writer)):
+            task = asyncio.create_task(self._pass(source, target, is_sent=is_sent))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
 
-    async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter) -> None:
+    async def _pass(self, source: asyncio.StreamReader, target: asyncio.StreamWriter, *, is_sent: bool) -> None:
+        unseen = b""
         with contextlib.suppress(OSError):
             while data := await source.read(CHUNK):
                 await self._passes.wait()
@@ -76,7 +87,14 @@ class Relay:
                     await asyncio.sleep(self.delay_s)
                 if self.bytes_per_s:
                     await asyncio.sleep(len(data) / self.bytes_per_s)
+                unseen = self._see(unseen + data, is_sent=is_sent)
+                if target.transport.is_closing():
+                    break
                 target.write(data)
                 await target.drain()
         self._writers.discard(target)
         target.transport.abort()
+
+    def _see(self, data: bytes, *, is_sent: bool) -> bytes:
+        """What passes, `is_sent` towards NATS, for whoever looks at it; returns what is to be seen again."""
+        return b""
