@@ -153,9 +153,13 @@ class Tallies:
         found = await self._stores.records.certain(job_id)
         record = _core.Record.parse(found[0]) if found else None
         self.drop(period)
-        for owner, number, state in parse_marks(record) if record else ():
-            if found and record and (owner, number) == (period.owner, period.number):
-                period.ended.append((found[1], record, state))
+        if not found or not record:
+            return
+        # Somebody else wrote it since, so it landed long ago: whoever took this node for dead meanwhile has counted it.
+        revision = found[1] if record.node_id == self._node_id else 1
+        for owner, number, state in parse_marks(record):
+            if (owner, number) == (period.owner, period.number):
+                period.ended.append((revision, record, state))
 
     # -- writing behind --------------------------------------------------------------------------
 
