@@ -243,6 +243,7 @@ class Node:
             raise
         if settings.is_embedded and settings.durability == "always":
             self.connection.commit_in_groups(atomic)
+            self.connection.stages_in_memory = True
         self.work.open()
         await self.recounts.open()
         await self.stores.outbox.open()

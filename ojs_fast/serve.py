@@ -30,7 +30,9 @@ from granian.server import Server
 from ojs_fast import __version__, logs
 from ojs_fast.api.keys import KeysFileError, read_keys
 from ojs_fast.config import INTERNAL_BOOT_ID, INTERNAL_NATS_URL, Settings
+from ojs_fast.storage import names
 from ojs_fast.storage.access import NatsAccess
+from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.probe import NatsStartError, check_external
 from ojs_fast.storage.server import EmbeddedNats, die_with_parent
 
@@ -73,8 +75,10 @@ def run(settings: Settings, *, target: str = TARGET) -> int:
         _raise_open_files()
         address = _free_address(settings)
         if settings.is_embedded:
-            nats = EmbeddedNats(settings.data_dir, durability=settings.durability)
+            nats = EmbeddedNats(settings.data_dir, durability=settings.durability, staged=names.STAGED_IN_MEMORY)
             nats.start()
+            if nats.was_cut_off:
+                _mend(nats.url)
             os.environ[INTERNAL_NATS_URL] = nats.url
             os.environ[INTERNAL_BOOT_ID] = secrets.token_hex(8)
         else:
@@ -96,6 +100,18 @@ def run(settings: Settings, *, target: str = TARGET) -> int:
             nats.stop(NATS_STOP_S)
     log.info("ojs-fast has stopped")
     return EXIT_OK
+
+
+def _mend(url: str) -> None:
+    """Set right what a power cut tore, before any worker writes. Raises StartError."""
+    import asyncio
+
+    from ojs_fast.storage import torn
+
+    try:
+        asyncio.run(torn.mend(url))
+    except Unavailable as error:
+        raise StartError(f"the data directory cannot be looked through after a crash: {error}; start again") from error
 
 
 def _request_stop(signum: int, _frame: FrameType | None) -> NoReturn:

@@ -85,6 +85,8 @@ class Connection:
         self.messages_sent = 0
         #: Streams have replicas: one that lags behind may answer a direct get, and a leader may change silently.
         self.is_replicated = False
+        #: A power cut may tear atomic batches, see `torn`.
+        self.stages_in_memory = False
         #: The largest record that the server takes, as a work message too.
         self.max_record_bytes = 1024 * 1024 - FRAME_BYTES
 
@@ -262,12 +264,13 @@ class Connection:
         wire.send_frame(_core.wire_publish(subject, self._inbox, header, payload, token))
         return future
 
-    def write_batch(self, writes: Sequence[Write]) -> "asyncio.Future[PubAck]":
+    def write_batch(self, writes: Sequence[Write], mark: str = "") -> "asyncio.Future[PubAck]":
         """Queue an atomic batch (NATS ADR-50): all or none is written, `sequence` is that of the last.
 
-        Every write has headers that begin with HEADERS_BEGIN, or none. The future is as in `write`.
+        Every write has headers that begin with HEADERS_BEGIN, or none. With GROUP_MARK a power cut may leave a part
+        of them. The future is as in `write`.
         """
-        batch_id = b"%s-%d" % (self._batch_prefix, next(self._batch_numbers))
+        batch_id = b"%s%s-%d" % (mark.encode(), self._batch_prefix, next(self._batch_numbers))
         commit, future = self.expect()
         last = len(writes)
         for number, (subject, payload, header) in enumerate(writes, 1):

@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 ALONE = 8
 BATCH_LIMIT = 1000
 BATCH_BYTES = 8 * 1024 * 1024
+# The id of a batch whose members stand for themselves begins with it (no other's does: they are hexadecimal).
+GROUP_MARK = "g"
 
 
 @dataclass(slots=True, frozen=True)
@@ -95,7 +97,8 @@ class GroupCommit:
                 self._send_alone(write)
             return
         self._under_way += len(group)
-        answer = self._connection.write_batch([(write.subject, write.payload, write.header) for write in group])
+        batch = [(write.subject, write.payload, write.header) for write in group]
+        answer = self._connection.write_batch(batch, GROUP_MARK)
 
         def settle(answer: "asyncio.Future[PubAck]") -> None:
             error = answer.exception()

@@ -42,6 +42,9 @@ BUCKETS = (
     JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, EXPIRY, DEAD, ACTIVE, NODES, LIMITS, TALLIES,
 )  # fmt: skip
 
+# Streams whose batches may be staged in memory: of those in other streams nobody mends what a power cut leaves.
+STAGED_IN_MEMORY = (WORK_STREAM, *(f"KV_{bucket}" for bucket in BUCKETS if bucket != TALLIES))
+
 _PLAIN = frozenset(string.ascii_letters + string.digits + "-")
 
 

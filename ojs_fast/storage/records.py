@@ -10,6 +10,8 @@ import re
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import orjson
+
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import READ_AT_ONCE, Connection, PubAck, headers
 from ojs_fast.storage.errors import BatchRefused, KeyTaken, RevisionConflict, Unavailable
@@ -29,6 +31,11 @@ ATOMIC_BATCH_DEFAULT = 1000  # what nats-server allows when its batch limits are
 _PREFIX = names.bucket_subject(names.JOBS, "")
 _STREAM = names.bucket_stream(names.JOBS)
 _CREATE = headers(Nats_Expected_Last_Subject_Sequence=0)
+# In front of the note that a batch carries, see `torn`.
+NOTE_KEY = "torn."
+
+# Job id, record, the revision it must be at (0: it must not exist), TTL in seconds (0: none).
+Member = tuple[str, bytes, int, int]
 # Longer than a stopped process may sleep before it writes the record after all.
 FENCE_TTL_S = 24 * 3600
 MARKER_TTL_S = 60
@@ -106,20 +113,25 @@ class Records:
         except RevisionConflict:
             raise KeyTaken(job_id) from None
 
-    async def replace_all(self, writes: list[tuple[str, bytes, int, int]]) -> list[int]:
-        """Write several records, all or none: `[(job id, record, revision, ttl_s)]`, revision 0 for a new one.
+    async def replace_all(self, writes: list[Member]) -> list[int]:
+        """Write several records, all or none; their new revisions.
 
-        Returns their new revisions. Raises RevisionConflict when one is elsewhere, Unavailable when the outcome
-        stays unknown.
+        Raises RevisionConflict when one is elsewhere, Unavailable when the outcome stays unknown.
         """
         await self._connection.ready()
         batch = [
             (_PREFIX + job_id, stored, replace_headers(revision, ttl_s)) for job_id, stored, revision, ttl_s in writes
         ]
+        if self._connection.stages_in_memory:
+            note = _PREFIX + NOTE_KEY + writes[-1][0]
+            marker = headers(KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
+            batch = [(note, note_of(writes), b""), *batch, (note, b"", marker)]
         sequence, code, description = await _outcome(self._connection.write_batch(batch))
         if code in OPEN:
             sequence = await self._resolve_batch([(one, stored, revision) for one, stored, revision, _ in writes])
             code = 0
+        elif self._connection.stages_in_memory:
+            sequence -= 1  # the note's marker comes last
         if code in CONFLICTS:
             raise RevisionConflict(writes[-1][0])
         if code:
@@ -271,3 +283,19 @@ async def _outcome(pending: "asyncio.Future[PubAck]") -> PubAck:
         return await pending
     except Unavailable as error:
         return 0, UNANSWERED, str(error)
+
+
+def note_of(members: list[Member]) -> bytes:
+    """What a batch says of itself, for whoever finds only a part of it."""
+    head = orjson.dumps([(job_id, len(stored), revision, ttl_s) for job_id, stored, revision, ttl_s in members])
+    return b"".join([head, b"\n", *[stored for _, stored, _, _ in members]])
+
+
+def parse_note(note: bytes) -> list[Member]:
+    """The members of a batch by its note."""
+    head, _, rest = note.partition(b"\n")
+    members: list[Member] = []
+    for job_id, size, revision, ttl_s in orjson.loads(head):
+        members.append((job_id, rest[:size], revision, ttl_s))
+        rest = rest[size:]
+    return members

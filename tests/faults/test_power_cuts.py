@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from ojs_fast.storage import staging
 from tests.support.api import unique_queue
 from tests.support.load import Broken, Http, connections
 from tests.support.processes import descendants
@@ -28,6 +29,7 @@ from tests.support.server import Server
 CUTS = int(os.environ.get("OJS_POWER_CUTS", "2"))
 SEED = int(os.environ.get("OJS_KILL_SEED") or random.SystemRandom().randrange(10**6))
 IMAGE_BYTES = 256 * 1024 * 1024
+BATCH = 20
 LOOKED_AT_ONCE = 50
 TOOLS = ("losetup", "mount", "umount", "mkfs.ext4")
 
@@ -114,14 +116,14 @@ class Promises:
 async def cut(image: Path, durability: str, chance: random.Random) -> list[str]:
     """One power cut; what was promised and is not true afterwards."""
     copy, env = image.with_name("copy.img"), {"OJS_DURABILITY": durability, "OJS_EVENTS_MAX_BYTES": "10485760"}
-    queue, promises = unique_queue(), Promises()
+    queue, batches, promises = unique_queue(), unique_queue(), Promises()
     with mounted(image, image.with_name("disk")) as disk:
         server = Server(disk / "data", env=env)
         try:
             await asyncio.to_thread(server.start)
             async with connections(server.url, 8, timeout_s=10) as https:
                 tasks = [asyncio.create_task(promises.produce(http, queue, 1)) for http in https[:4]]
-                tasks += [asyncio.create_task(promises.produce(https[4], queue, 20))]
+                tasks += [asyncio.create_task(promises.produce(https[4], batches, BATCH))]
                 tasks += [asyncio.create_task(promises.work(http, queue)) for http in https[5:]]
                 await asyncio.sleep(chance.uniform(0.5, 2.5))
                 family = descendants(os.getpid())
@@ -136,6 +138,7 @@ async def cut(image: Path, durability: str, chance: random.Random) -> list[str]:
                     with contextlib.suppress(ProcessLookupError):
                         os.kill(one.pid, signal.SIGCONT)
             await asyncio.to_thread(server.kill)
+            shutil.rmtree(staging.area_of(server.data_dir), ignore_errors=True)  # memory is gone as well
         finally:
             await asyncio.to_thread(server.close)
     with mounted(copy, image.with_name("after")) as disk:
@@ -144,6 +147,8 @@ async def cut(image: Path, durability: str, chance: random.Random) -> list[str]:
             await asyncio.to_thread(server.start)
             async with connections(server.url, 1) as [http]:
                 assert promises.enqueued
+                _, stats = await http.call("GET", f"/queues/{batches}/stats")
+                assert stats["stats"]["available"] % BATCH == 0, "a batch is there in parts"
                 return await promises.broken(http)
         finally:
             await asyncio.to_thread(server.close)

@@ -14,6 +14,7 @@ from typing import Self
 
 import httpx
 
+from ojs_fast.storage.staging import area_of
 from tests.support.processes import Process, descendants, free_port, poll
 from tests.support.strict import LEFT
 
@@ -186,6 +187,8 @@ class Server:
         """Kill what still runs, show the end of the log for pytest to print, clean up; may be repeated."""
         if self.is_running:
             self.kill()
+        if self.data_dir.exists():
+            shutil.rmtree(area_of(self.data_dir), ignore_errors=True)  # what a killed one left in memory
         if self._scratch.exists():
             sys.stdout.write(f"--- end of the log of {self.url}\n{self.tail()}\n")
             shutil.rmtree(self._scratch, ignore_errors=True)

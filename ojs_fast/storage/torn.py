@@ -1,0 +1,118 @@
+"""After a power cut: an atomic batch of which the disk got only the first part is completed, or taken back.
+
+nats-server completes such a batch from its staged copy, but that was in memory (`staging`). What the disk has is the
+end of the stream: nothing is written between the members of a batch, and nothing came after it. So, before anybody
+else writes:
+
+- a batch that only creates records is taken back;
+- one that replaces records carries a note of all its members in front, by which it is completed;
+- a group commit is no whole: each of its members stands for itself.
+"""
+
+from __future__ import annotations
+
+import base64
+import logging
+from typing import Any, NamedTuple
+
+from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Bucket
+from ojs_fast.storage.connection import NO_MESSAGE_FOUND, Connection, headers
+from ojs_fast.storage.errors import Unavailable
+from ojs_fast.storage.group_commit import GROUP_MARK
+from ojs_fast.storage.records import MARKER_TTL_S, NOTE_KEY, Member, Records, parse_note
+from ojs_fast.storage.topology import STREAM_NOT_FOUND
+
+log = logging.getLogger(__name__)
+
+_STREAM = names.bucket_stream(names.JOBS)
+_PREFIX = names.bucket_subject(names.JOBS, "")
+
+
+class _Stored(NamedTuple):
+    """A message as it lies in the stream; `batch` is "" unless it is a member of one."""
+
+    sequence: int
+    subject: str
+    batch: str
+    is_last: bool
+
+
+async def mend(url: str) -> int:
+    """Make the last atomic batch whole again, or nothing of it; how many messages were written or deleted.
+
+    Nobody else may write to `ojs-jobs` meanwhile. Raises Unavailable.
+    """
+    connection = Connection()
+    await connection.open([url], name="ojs-fast mends")
+    try:
+        return await _Mender(connection).run()
+    finally:
+        await connection.close()
+
+
+class _Mender:
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._records = Records(connection)
+        self._bucket = Bucket(connection, names.JOBS)
+
+    async def run(self) -> int:
+        last = await self._message({"last_by_subj": _PREFIX + ">"})
+        if last is None:
+            return 0
+        changed = 0
+        notes = await self._notes()
+        for key, members in notes.items():
+            changed += await self._complete(key, members)
+        if not notes and last.batch and not last.is_last and not last.batch.startswith(GROUP_MARK):
+            changed += await self._take_back(last)
+        return changed
+
+    async def _notes(self) -> dict[str, list[Member]]:
+        notes: dict[str, list[Member]] = {}
+        for key in await self._bucket.keys(NOTE_KEY + "*"):
+            note, _ = await self._connection.last(_STREAM, _PREFIX + key)
+            if note:
+                notes[key] = parse_note(note)
+        return notes
+
+    async def _complete(self, key: str, members: list[Member]) -> int:
+        found = await self._records.get_many(member[0] for member in members)
+        missing = [member for member in members if found.get(member[0], (b"", 0))[0] != member[1]]
+        for job_id, stored, revision, ttl_s in missing:
+            await self._records.replace(job_id, stored, revision, ttl_s)
+        # Written, not purged: from now on the batch is not the end of the stream any more.
+        marker = headers(KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
+        _, code, description = await self._connection.write(_PREFIX + key, b"", marker)
+        if code:
+            raise Unavailable(f"the note of a batch cannot be removed: {description} (error {code})")
+        log.warning("a batch that was cut off is complete now", extra={"jobs": len(members), "missing": len(missing)})
+        return len(missing)
+
+    async def _take_back(self, last: _Stored) -> int:
+        # From the end, so that what is left is the end of the stream again, should this be cut off too.
+        taken = 0
+        message: _Stored | None = last
+        while message is not None and message.batch == last.batch:
+            answer = await self._connection.api(f"STREAM.MSG.DELETE.{_STREAM}", {"seq": message.sequence})
+            if "error" in answer:
+                raise Unavailable(f"a batch that was cut off cannot be taken back: {answer['error']['description']}")
+            taken += 1
+            before = message.sequence - 1
+            message = await self._message({"seq": before}) if before else None
+        log.warning("a batch that was cut off was taken back; nobody was told of it", extra={"jobs": taken})
+        return taken
+
+    async def _message(self, query: dict[str, Any]) -> _Stored | None:
+        answer = await self._connection.api(f"STREAM.MSG.GET.{_STREAM}", query)
+        if "error" in answer:
+            if answer["error"].get("err_code") in (NO_MESSAGE_FOUND, STREAM_NOT_FOUND):
+                return None
+            raise Unavailable(f"the end of {_STREAM} cannot be read: {answer['error'].get('description')}")
+        message = answer["message"]
+        lines = base64.b64decode(message.get("hdrs", "")).decode("latin-1").split("\r\n")
+        fields = dict(line.split(": ", 1) for line in lines if ": " in line)
+        return _Stored(
+            message["seq"], message["subject"], fields.get("Nats-Batch-Id", ""), "Nats-Batch-Commit" in fields
+        )
