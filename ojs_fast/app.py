@@ -40,6 +40,8 @@ from ojs_fast.api.metrics import MetricsHandlers
 from ojs_fast.api.queues import QueueHandlers
 from ojs_fast.api.rate_limits import RateLimitHandlers
 from ojs_fast.api.routes import Handler, Route, routes
+from ojs_fast.api.running import RunningHandlers
+from ojs_fast.api.schemas import SchemaHandlers
 from ojs_fast.api.scopes import scope_of
 from ojs_fast.api.system import SystemHandlers
 from ojs_fast.api.workers import WorkerHandlers
@@ -189,6 +191,8 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
         LiveHandlers(node.live, node.jobs, node.queue_admin),
         AdminHandlers(settings, node.jobs, node.search, node.dead_letters, node.queues, node.workers, node.stats),
         WorkflowHandlers(node.workflows),
+        RunningHandlers(node.progress, node.checkpoints),
+        SchemaHandlers(node.schemas),
         with_reset=settings.enable_reset,
     )
     return OjsApplication(node, Gate(settings), table, servers)

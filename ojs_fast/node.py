@@ -16,6 +16,7 @@ from nats.aio.msg import Msg
 from ojs_fast.config import Settings
 from ojs_fast.core.admission import ADMIT, ARRIVED, Admission
 from ojs_fast.core.bulk import Bulk
+from ojs_fast.core.checkpoints import Checkpoints
 from ojs_fast.core.claims import Claims
 from ojs_fast.core.clock import NowMs, now_ms, steady_ms
 from ojs_fast.core.cron import Cron
@@ -36,6 +37,7 @@ from ojs_fast.core.live import LiveEvents
 from ojs_fast.core.metrics import Metrics
 from ojs_fast.core.peers import Peers
 from ojs_fast.core.priorities import Priorities
+from ojs_fast.core.progress import ProgressReports
 from ojs_fast.core.promoter import Promoter
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.queue_admin import QueueAdmin
@@ -43,6 +45,8 @@ from ojs_fast.core.queues import Queues
 from ojs_fast.core.reconciler import Reconciler
 from ojs_fast.core.reset import RESET, Resetter
 from ojs_fast.core.retention import Retention
+from ojs_fast.core.running import RunningJobs
+from ojs_fast.core.schemas import Schemas
 from ojs_fast.core.settle import Settler
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stats import ASK, ASK_METRICS, Stats
@@ -173,6 +177,7 @@ class Node:
         )
         self.admission.drop = self.queue_admin.drop_oldest
         self._make_views()
+        self._make_notes()
         self.janitor = Janitor(
             self.queues, counts, self.tallies, self.leases, self.dead_letters, settings.dead_letter_max_count
         )
@@ -208,6 +213,12 @@ class Node:
         self.live = LiveEvents(self.stores.event_log, partial(EventFeed, self.connection), self.clock)
         self.metrics.gauges["claims"] = lambda: len(self.claims)
         self.metrics.gauges["live_listeners"] = lambda: self.live.count
+
+    def _make_notes(self) -> None:
+        running = RunningJobs(self.stores, self.claims, self.jobs)
+        self.checkpoints = Checkpoints(running, self.jobs, self.events, self.clock)
+        self.progress = ProgressReports(running, self.jobs, self.workers, self.events, self.clock)
+        self.schemas = Schemas(self.stores, self.clock)
 
     def _make_workflows(self, settings: Settings) -> None:
         self.workflow_store = store = WorkflowStore(self.stores)

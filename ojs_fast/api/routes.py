@@ -13,6 +13,8 @@ from ojs_fast.api.live import LiveHandlers
 from ojs_fast.api.metrics import MetricsHandlers
 from ojs_fast.api.queues import QueueHandlers
 from ojs_fast.api.rate_limits import RateLimitHandlers
+from ojs_fast.api.running import RunningHandlers
+from ojs_fast.api.schemas import SchemaHandlers
 from ojs_fast.api.system import SystemHandlers
 from ojs_fast.api.workers import WorkerHandlers
 from ojs_fast.api.workflows import WorkflowHandlers
@@ -44,6 +46,8 @@ def routes(
     live: LiveHandlers,
     admin: AdminHandlers,
     workflows: WorkflowHandlers,
+    running: RunningHandlers,
+    schemas: SchemaHandlers,
     *,
     with_reset: bool,
 ) -> list[Route]:
@@ -70,11 +74,19 @@ def routes(
         Route("POST", V1 + "/jobs/{id}/activate", jobs.activate),
         Route("POST", V1 + "/jobs/{id}/ack", workers.ack),
         Route("POST", V1 + "/jobs/{id}/nack", workers.nack),
+        Route("GET", V1 + "/jobs/{id}/progress", running.progress),
+        Route("PUT", V1 + "/jobs/{id}/progress", running.report),
+        Route("GET", V1 + "/jobs/{id}/checkpoint", running.checkpoint),
+        Route("PUT", V1 + "/jobs/{id}/checkpoint", running.save),
+        Route("POST", V1 + "/jobs/{id}/checkpoint", running.save),
+        Route("DELETE", V1 + "/jobs/{id}/checkpoint", running.forget),
         Route("POST", V1 + "/workers/fetch", workers.fetch),
         Route("POST", V1 + "/workers/ack", workers.ack),
         Route("POST", V1 + "/workers/nack", workers.nack),
         Route("POST", V1 + "/workers/heartbeat", workers.heartbeat),
         Route("POST", V1 + "/workers/beat", workers.heartbeat),
+        Route("POST", V1 + "/workers/progress", running.report_percentage),
+        Route("GET", V1 + "/workers/{id}/health", workers.health),
         Route("GET", V1 + "/dead-letter", dead_letters.list),
         Route("DELETE", V1 + "/dead-letter", dead_letters.purge),
         Route("GET", V1 + "/dead-letter/stats", dead_letters.stats),
@@ -98,6 +110,10 @@ def routes(
         Route("GET", V1 + "/cron/{name}", cron.get),
         Route("PATCH", V1 + "/cron/{name}", cron.patch),
         Route("DELETE", V1 + "/cron/{name}", cron.delete),
+        Route("GET", V1 + "/schemas", schemas.list),
+        Route("POST", V1 + "/schemas", schemas.register),
+        Route("GET", V1 + "/schemas/{path:uri}", schemas.get),
+        Route("DELETE", V1 + "/schemas/{path:uri}", schemas.delete),
         Route("GET", V1 + "/rate-limits", rate_limits.list),
         Route("GET", V1 + "/rate-limits/{key}", rate_limits.get),
         Route("PUT", V1 + "/rate-limits/{key}", rate_limits.put),
@@ -146,6 +162,12 @@ def routes(
         Route("POST", V1 + "/admin/dead-letter/{id}/retry", dead_letters.retry),
         Route("DELETE", V1 + "/admin/dead-letter/{id}", dead_letters.remove),
     ]
+    for prefix in (V1, V1 + V1):  # the SDKs put the prefix twice here
+        table += [
+            Route("GET", prefix + "/checkpoints/{id}/resume", running.resume),
+            Route("POST", prefix + "/checkpoints/{id}", running.save_any),
+            Route("DELETE", prefix + "/checkpoints/{id}", running.forget),
+        ]
     if with_reset:
         table.append(Route("POST", V1 + "/admin/reset", system.reset))
     return table

@@ -18,6 +18,7 @@ _TABLE: dict[Scope, tuple[str, ...]] = {
         "POST /cron",
         "PATCH /cron/{name}",
         "DELETE /cron/{name}",
+        "POST /schemas",
         "POST /workflows",
         "DELETE /workflows/{id}",
         "POST /workflows/{id}/cancel",
@@ -32,11 +33,24 @@ _TABLE: dict[Scope, tuple[str, ...]] = {
         "POST /workers/nack",
         "POST /workers/heartbeat",
         "POST /workers/beat",
+        "POST /workers/progress",
+        "PUT /jobs/{id}/progress",
+        "PUT /jobs/{id}/checkpoint",
+        "POST /jobs/{id}/checkpoint",
+        "DELETE /jobs/{id}/checkpoint",
+        "GET /checkpoints/{id}/resume",
+        "POST /checkpoints/{id}",
+        "DELETE /checkpoints/{id}",
     ),
     Scope.READ: (
         "GET /metrics",
         "GET /jobs/{id}",
         "GET /jobs/{id}/events",
+        "GET /jobs/{id}/progress",
+        "GET /jobs/{id}/checkpoint",
+        "GET /workers/{id}/health",
+        "GET /schemas",
+        "GET /schemas/{path:uri}",
         "POST /jobs/bulk/get",
         "GET /dead-letter",
         "GET /dead-letter/stats",
@@ -75,6 +89,7 @@ _TABLE: dict[Scope, tuple[str, ...]] = {
         "POST /dead-letter/retry",
         "POST /dead-letter/{id}/retry",
         "DELETE /dead-letter/{id}",
+        "DELETE /schemas/{path:uri}",
         "POST /queues",
         "DELETE /queues/{name}",
         "PUT /queues/{name}/config",
@@ -113,4 +128,4 @@ SCOPE_OF = {endpoint: scope for scope, endpoints in _TABLE.items() for endpoint 
 
 def scope_of(method: str, path: str) -> Scope:
     """The scope that an endpoint needs; `path` as in the route table."""
-    return SCOPE_OF.get(f"{method} {path.removeprefix('/ojs/v1')}", Scope.ADMIN)
+    return SCOPE_OF.get(f"{method} {path.rpartition('/ojs/v1')[2]}", Scope.ADMIN)

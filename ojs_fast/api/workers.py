@@ -164,6 +164,19 @@ class WorkerHandlers:
             }
         )
 
+    async def health(self, request: Request) -> Reply:
+        """GET /workers/{id}/health: what the worker told last (ojs-graceful-shutdown), 503 when it is silent."""
+        worker = self._workers.find(request.params["id"])
+        state = worker.get("state") or worker["directive"]
+        last = _core.format_rfc3339_ms(worker["beat_ms"])
+        body = {
+            "worker_id": worker["worker_id"],
+            "state": state,
+            "active_jobs": worker["active_jobs"],
+            "last_heartbeat_at": last,
+        }
+        return json_reply(body, 503 if worker["is_stale"] else 200)
+
     def _members(self, request: Request) -> dict[str, tuple[int, int]]:
         # The JavaScript SDK's serverless adapter acknowledges /jobs/{id}/ack without a body.
         if not request.body and "id" in request.params:

@@ -159,6 +159,12 @@ class Claims:
             self._arm(job_id, claim)
             self._enter(job_id, claim)
 
+    def renew(self, record: _core.Record, revision: int) -> None:
+        """The record of an active job was written over, still active: a claim of it goes on from there."""
+        claim = self._held.get(record.id)
+        if claim is not None and claim.revision < revision:
+            claim.record, claim.revision = record, revision
+
     def of_worker(self, worker_id: str) -> list[Claim]:
         """The claims of one worker that this node holds."""
         return [self._held[job_id] for job_id in self._by_worker.get(worker_id, ())]

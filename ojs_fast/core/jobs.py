@@ -9,6 +9,7 @@ from ojs_fast import _core
 from ojs_fast.config import Settings
 from ojs_fast.core import unique
 from ojs_fast.core.admission import Admission, Grant, Ticket
+from ojs_fast.core.checkpoint import drop_checkpoint
 from ojs_fast.core.claims import Claims
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
@@ -470,6 +471,7 @@ class Jobs:
             if only and previous not in only:
                 raise _core.IllegalTransition("cancel", previous, only)
             record.cancel(now_ms)
+            drop_checkpoint(record)
 
         record, stored = await self.change(job_id, "cancel", apply)
         self._events.job("job.cancelled", record, before=previous)

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from ojs_fast import _core
 from ojs_fast.config import Settings
 from ojs_fast.core import retry
+from ojs_fast.core.checkpoint import drop_checkpoint
 from ojs_fast.core.claims import Claim, Claims, reserved_until_ms
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
@@ -67,6 +68,7 @@ class Settler:
             # A workflow hands results on, so its jobs keep theirs until it has ended.
             keeps_no_result = record.extra is not None and record.extra.get("ttl") == 0 and "wf" not in record.extra
             record.complete(now_ms, b"" if keeps_no_result else result)
+            drop_checkpoint(record)
 
         record, stored = await self._settle(job_id, worker_id, "ack", apply)
         duration_ms = record.ended_ms - record.started_ms
@@ -98,6 +100,8 @@ class Settler:
             record.schedule_retry(now_ms, decision.delay_ms)
         else:
             record.discard(now_ms, decision.dead_letter)
+            if not decision.dead_letter:
+                drop_checkpoint(record)
 
     def _announce_failure(self, record: _core.Record, failure: Failure) -> None:
         code = _core.quote_json(failure.code)
@@ -124,7 +128,7 @@ class Settler:
                 record, revision = claim.record, claim.revision
             before, ack_subject, holder, at = record.state, record.ack_subject, record.node_id, revision
             try:
-                _check_holder(record, worker_id, operation)
+                check_holder(record, worker_id, operation)
                 apply(record, self._clock())
             except (_core.IllegalTransition, Conflict) as error:
                 if claim is not None:
@@ -196,7 +200,7 @@ class Settler:
                 if not _is_same_claim(record, now):
                     self._propagator.doubt(record.id)
                     return
-                revision = found[1]  # somebody else wrote it over just as well
+                record, revision = now, found[1]  # somebody else wrote it over just as well
         entry = await self._active.get(names.attempt_key(record.id, record.attempt))
         # Whoever claimed it may have had a clock that was far ahead.
         visible_ms = min(record.started_ms, self._clock()) + record.reservation_ms
@@ -225,8 +229,10 @@ class Settler:
 
     def _renew_or_let_go(self, claim: Claim, stored: bytes, revision: int) -> bool:
         """The record of a claim was written since: by whom it was settled, or only written over as it was (True)."""
-        if _is_same_claim(claim.record, _core.Record.parse(stored)):
-            claim.revision = revision
+        record = _core.Record.parse(stored)
+        if _is_same_claim(claim.record, record):
+            # Not only the revision: its worker may have saved a checkpoint by way of another node.
+            claim.record, claim.revision = record, revision
             return True
         self._claims.settled(claim.record.id, self._claims.take(claim.record.id))
         return False
@@ -295,7 +301,8 @@ def _is_same_claim(record: _core.Record, now: _core.Record) -> bool:
     return (now.state, now.attempt, now.node_id) == ("active", record.attempt, record.node_id)
 
 
-def _check_holder(record: _core.Record, worker_id: str, operation: str) -> None:
+def check_holder(record: _core.Record, worker_id: str, operation: str) -> None:
+    """Refuse another worker than the one that has the job. Raises Conflict."""
     # Compared only when both sides name a worker: suites and SDKs often omit it (CONTRACT section 3).
     if worker_id and record.worker_id and record.state == "active" and worker_id != record.worker_id:
         raise Conflict(

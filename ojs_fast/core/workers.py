@@ -169,6 +169,19 @@ class Workers:
                 state = record.test_directive
         return state, extended
 
+    async def heard_of(self, record: _core.Record) -> None:
+        """A job's worker gave a sign of life: it counts as a heartbeat for this job (ojs-progress section 6.3).
+
+        Raises Unavailable.
+        """
+        now_ms = self._clock()
+        await self._extend(record.id, record.worker_id, 0, now_ms)
+        known = self._beats.get(record.worker_id)
+        if known is not None:
+            beat = {**known, "beat_ms": now_ms}
+            self._heard(beat)
+            self._stores.outbox.put(names.WORKERS, BEAT + names.encode_token(record.worker_id), beat)
+
     async def _extend(self, job_id: str, worker_id: str, visibility_ms: int, now_ms: int) -> _core.Record | None:
         claim = self._claims.get(job_id)
         record = claim.record if claim else await self._active_elsewhere(job_id)

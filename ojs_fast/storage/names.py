@@ -37,9 +37,11 @@ ACTIVE = "ojs-active"
 NODES = "ojs-nodes"
 LIMITS = "ojs-limits"
 TALLIES = "ojs-stats"
+SCHEMAS = "ojs-schemas"
 
 BUCKETS = (
     JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, EXPIRY, DEAD, ACTIVE, NODES, LIMITS, TALLIES,
+    SCHEMAS,
 )  # fmt: skip
 
 # Streams whose batches may be staged in memory: of those in other streams nobody mends what a power cut leaves.

@@ -1,0 +1,1 @@
+"""The official SDKs' wire behaviour, field by field: what they send, and what they need to read."""
