@@ -21,8 +21,8 @@ class SchemaHandlers:
         """POST /schemas: 201 for a new one, 200 for the same again."""
         body = request.json()
         uri, schema = body.get("uri"), body.get("schema")
-        if not isinstance(uri, str) or not 1 <= len(uri) <= MAX_URI:
-            raise invalid_field("uri", uri, f"a URI of 1 to {MAX_URI} characters (required)")
+        if not (isinstance(uri, str) and 1 <= len(uri) <= MAX_URI and uri.isascii() and uri.isprintable()):
+            raise invalid_field("uri", uri, f"a URI of 1 to {MAX_URI} ASCII characters (required)")
         if not isinstance(schema, dict):
             raise invalid_field("schema", schema, "a JSON Schema, an object (required)")
         if str(schema.get("$schema", DRAFT)).rstrip("#") != DRAFT:

@@ -345,6 +345,43 @@ def heartbeat(stage: Stage) -> Iterator[None]:
     yield from held(stage, lambda id_: stage.doomed.heartbeat("w", [id_], visibility_timeout_ms=2000))
 
 
+def checkpoint(stage: Stage) -> Iterator[None]:
+    """A checkpoint that was answered is what the next attempt starts from; otherwise it is the one before, or that."""
+    stage.put()
+    [id_] = stage.take()
+    stage.doomed.call("POST", f"/jobs/{id_}/checkpoint", {"state": 1})
+    yield
+    done = stage.attempt(lambda: stage.doomed.call("POST", f"/jobs/{id_}/checkpoint", {"state": 2}))
+    yield
+    found: list[Body] = []
+
+    def comes_again() -> bool:
+        found.extend(stage.survivor.fetch(stage.queue, visibility_timeout_ms=RESERVATION_MS))
+        return bool(found)
+
+    poll(comes_again, deadline_s=REPAIRED_S, pause_s=0.1, what="the job comes again")
+    kept = found[0]["checkpoint"]
+    assert (kept["sequence"], kept["state"]) in ([(2, 2)] if done else [(1, 1), (2, 2)])
+    stage.survivor.ack(id_)
+    stage.drain()
+    assert "checkpoint" not in stage.survivor.get(id_)
+
+
+def progress(stage: Stage) -> Iterator[None]:
+    """A report changes nothing about the job."""
+    yield from held(stage, lambda id_: stage.doomed.call("PUT", f"/jobs/{id_}/progress", {"progress": 0.5}))
+
+
+def schema(stage: Stage) -> Iterator[None]:
+    """What was answered is kept, and registering it once more is no conflict."""
+    body = {"uri": stage.queue, "type": "a.b", "version": 1, "schema": {"type": "array"}}
+    yield
+    made = stage.attempt(lambda: stage.doomed.call("POST", "/schemas", body))
+    yield
+    assert made is None or stage.survivor.call("GET", f"/schemas/{stage.queue}")["schema"]["version"] == 1
+    stage.survivor.call("POST", "/schemas", body)
+
+
 # -- changes of waiting jobs -----------------------------------------------------------------------
 
 
@@ -691,6 +728,7 @@ OF_ANY_NODE: list[Scenario] = [
     enqueue, enqueue_scheduled, enqueue_expiring, enqueue_at_a_new_priority, batch, bulk, idempotent, idempotent_batch,
     unique, unique_replace, unique_batch,
     fetch, fetch_limited, ack, ack_unique, ack_limited, nack, give_back, discard, heartbeat, end_of_a_reservation,
+    checkpoint, progress, schema,
     cancel, cancel_scheduled, cancel_active, activate, change_of_priority, retry_of_a_dead_letter,
     removal_of_a_dead_letter, bulk_cancel, purge, removal_of_a_queue, bounded,
     chain, workflow_with_all, next_step, last_of_a_batch, last_of_a_nested_one, cancel_of_a_workflow,

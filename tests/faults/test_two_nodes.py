@@ -137,3 +137,19 @@ async def test_a_deleted_queue_starts_from_nothing_on_every_server(pair: tuple[S
             poll(partial(counts_only_the_new, server.url, queue), what="only the new job is counted")
         [again] = await first.fetch(queue)
         assert again["id"] == job_id
+
+
+def test_a_checkpoint_that_was_saved_on_the_other_server_outlives_the_reservation(pair: tuple[Server, Server]) -> None:
+    """The holder learns of it before it takes the job back, and does not write over it."""
+    queue = unique_queue()
+    with Api(pair[0].url) as holder, Api(pair[1].url) as other:
+        job_id = holder.enqueue(queue)["id"]
+        assert holder.fetch(queue, visibility_timeout_ms=1000)
+        for state in (1, 2):
+            other.call("POST", f"/jobs/{job_id}/checkpoint", {"state": state})
+        other.call("PUT", f"/jobs/{job_id}/progress", {"progress": 0.5})
+        poll(lambda: holder.get(job_id)["state"] == "available", deadline_s=10, what="the reservation ends")
+        [job] = other.fetch(queue)
+        assert (job["attempt"], job["checkpoint"]["state"], job["checkpoint"]["sequence"]) == (2, 2, 2)
+        holder.ack(job_id)
+        assert other.get(job_id)["state"] == "completed"
