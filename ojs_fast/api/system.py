@@ -41,6 +41,8 @@ def manifest() -> dict[str, Any]:
             "urn:ojs:ext:backpressure",
             "urn:ojs:ext:bulk-operations",
             "urn:ojs:ext:dead-letter",
+            "urn:ojs:ext:durable-execution",
+            "urn:ojs:ext:progress",
             "urn:ojs:ext:queue-config",
             "urn:ojs:ext:rate-limiting",
         ],

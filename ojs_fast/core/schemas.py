@@ -54,6 +54,18 @@ class Schemas:
         _, revision = await self._bucket.last(key)  # of the marker that a deletion left
         return revision
 
+    async def versions(self, job_type: str) -> list[Schema]:
+        """The numbered versions of a job type's schema, the oldest first. Raises NotFound, Unavailable."""
+        found = await self._bucket.get_many(await self._bucket.keys())
+        entries = [
+            entry
+            for entry, _ in found.values()
+            if type(entry.get("version")) is int and entry["uri"] == numbered_uri(job_type, entry["version"])
+        ]
+        if not entries:
+            raise _not_found(numbered_uri(job_type, "*"))
+        return [_shown(entry) for entry in sorted(entries, key=lambda entry: entry["version"])]
+
     async def page(self, offset: int, limit: int) -> tuple[list[Schema], int]:
         """Schemas without their bodies, by URI, and how many there are. Raises Unavailable."""
         keys = await self._bucket.keys()
@@ -73,6 +85,11 @@ class Schemas:
         """Forget one; jobs that refer to it stay as they are. Raises NotFound, Unavailable."""
         await self.get(uri)
         await self._bucket.delete(names.encode_token(uri))
+
+
+def numbered_uri(job_type: str, version: object) -> str:
+    """The URI of a numbered version of a job type's schema."""
+    return f"urn:ojs:schema:{job_type}:v{version}"
 
 
 def _shown(entry: dict[str, Any]) -> Schema:

@@ -93,3 +93,22 @@ def test_a_job_may_name_a_schema_that_it_does_not_follow(api: Api) -> None:
     api.call("POST", "/schemas", wanted)
     job = api.enqueue(unique_queue(), schema=wanted["uri"])
     assert (job["schema"], job["args"]) == (wanted["uri"], [])
+
+
+def test_numbered_versions_of_a_job_type(api: Api) -> None:
+    """`/admin/schemas/{type}/{version}`: the same schemas under the URI that their type and number make."""
+    job_type = unique_queue("type")
+    where = f"/admin/schemas/{job_type}"
+    for version in (1, 2, 10):
+        made = api.request("PUT", f"{where}/{version}", {"schema": {"type": "array", "minItems": version}})
+        assert made.status_code == 201
+    refusal(api.request("PUT", f"{where}/2", {"schema": {"type": "array", "minItems": 2}}), 409, code="duplicate")
+    refusal(api.request("PUT", f"{where}/two", {"schema": {}}), 400, field="version")
+    assert [one["version"] for one in api.call("GET", f"{where}/versions")["versions"]] == [1, 2, 10]
+    latest = api.call("GET", where)
+    assert (latest["type"], latest["version"], latest["schema"]["minItems"]) == (job_type, 10, 10)
+    assert api.call("GET", path(latest["uri"]))["schema"] == latest
+    assert api.call("DELETE", f"{where}/10")["deleted"] is True
+    assert api.call("GET", where)["version"] == 2
+    refusal(api.request("GET", f"{where}/10"), 404, code="not_found")
+    refusal(api.request("GET", f"{where}-other/versions"), 404, code="not_found")

@@ -30,7 +30,15 @@ LEVELS = (
     "ext-backpressure",
 )
 # Read with what the official runner ignores (`capture` and the like), else hardly any could pass.
-EXTENSIONS = ("ext-admin-api", "ext-dead-letter", "ext-observability", "ext-rate-limiting")
+EXTENSIONS = (
+    "ext-admin-api",
+    "ext-dead-letter",
+    "ext-graceful-shutdown",
+    "ext-observability",
+    "ext-progress",
+    "ext-rate-limiting",
+    "ext-schema-registry",
+)
 LONG_MS = 20_000
 
 pytestmark = pytest.mark.conformance

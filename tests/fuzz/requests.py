@@ -69,6 +69,8 @@ TEMPLATES: tuple[tuple[str, str, dict[str, str], Any], ...] = (
     ("GET", "/schemas/{name}", {}, None),
     ("DELETE", "/schemas/{name}", {}, None),
     ("GET", "/workers/{name}/health", {}, None),
+    ("PUT", "/admin/schemas/{name}/1", {}, {"schema": {"type": "array"}}),
+    ("GET", "/admin/schemas/{name}/versions", {}, None),
     ("GET", "/dead-letter", {"queue": "fuzz-a", "limit": "5", "offset": "0"}, None),
     ("DELETE", "/dead-letter", {}, {"confirm": True, "filter": {"queue": "nobody", "older_than": OLD}}),
     ("GET", "/dead-letter/stats", {}, None),
