@@ -1,0 +1,1 @@
+"""What the documentation shows works: examples, snippets and commands are run as they stand."""
