@@ -24,7 +24,7 @@ report.make() { # takes $1 seconds
 
 # post PATH BODY [curl options]: tries once unless told otherwise.
 post() {
-  curl -sS --fail-with-body "$url$1" -H 'Content-Type: application/json' \
+  curl -sS --fail "$url$1" -H 'Content-Type: application/json' \
     -H "Authorization: Bearer ${OJS_API_KEY:-}" --data-binary "$2" "${@:3}"
 }
 
@@ -41,7 +41,9 @@ heartbeat() {
     '{worker_id: $me, active_jobs: $ARGS.positional, visibility_timeout_ms: $ms}' --args -- "$@")" | jq -r .state
 }
 
-stopping='' directive=running
+now_ms() { local us=${EPOCHREALTIME//[!0-9]/}; now=$((us / 1000)); } # sets $now
+
+stopping='' directive=running beat_at=0
 trap 'stopping=$(date +%s)' TERM INT
 
 # run JOB: the handler in the background; meanwhile three beats per reservation.
@@ -56,11 +58,11 @@ run() {
     (echo "no handler for $type"; exit 1) >"$output" &
   fi
   handler=$!
-  local beat_ms=0
   while kill -0 "$handler" 2>/dev/null; do
-    if ((beat_ms <= 0)); then
-      directive=$(heartbeat "$id" || echo running)
-      beat_ms=$((visibility_ms / 3))
+    now_ms
+    if ((now >= beat_at)); then
+      beat_at=$((now + visibility_ms / 3))
+      directive=$(heartbeat "$id" || echo "$directive")
     fi
     if [[ $stopping ]] && (($(date +%s) - stopping >= grace_s)); then
       kill -KILL "$handler"
@@ -70,7 +72,6 @@ run() {
       return
     fi
     sleep 0.1
-    beat_ms=$((beat_ms - 100))
   done
   wait "$handler"
   code=$?
@@ -83,11 +84,12 @@ run() {
   rm -f "$output"
 }
 
-pause=0.2 beat_at=0
+pause=0.2
 until [[ $stopping ]]; do
-  if (($(date +%s%3N) >= beat_at)); then
+  now_ms
+  if ((now >= beat_at)); then
+    beat_at=$((now + visibility_ms / 3))
     directive=$(heartbeat || echo "$directive")
-    beat_at=$(($(date +%s%3N) + visibility_ms / 3))
   fi
   [[ $directive == terminate ]] && break
   job=''

@@ -25,6 +25,8 @@ def test_the_blocks_of_a_document_work_in_order(
     for block in blocks(document):
         if not block.not_run:
             reader.run(block)
+    if reader.skipped:
+        pytest.skip("; ".join(reader.skipped))
 
 
 def test_readme_is_among_them() -> None:
@@ -48,7 +50,8 @@ def test_blocks_are_found_with_their_reasons(tmp_path: Path, monkeypatch: Any) -
     """A reason holds for the block right behind it only."""
     document = tmp_path / "a.md"
     document.write_text(
-        "<!-- not run: it is old -->\n```sh\nfalse\n```\n\ntext\n```sh\ntrue\n```\n```json\n{}\n```\n", encoding="utf-8"
+        "<!-- not run: it is old -->\n```sh\nfalse\n```\n\ntext\n  ```sh\n  true\n  ```\n```json\n{}\n```\n",
+        encoding="utf-8",
     )
     monkeypatch.setattr("tests.docs.snippets.ROOT", tmp_path)
     assert [(one.text, one.not_run) for one in blocks(document)] == [("false", "it is old"), ("true", "")]
