@@ -325,13 +325,13 @@ class Jobs:
                 hint="Pass a reference instead of the payload, or raise max_payload of the NATS server.",
             )
 
-    def fit(self, record: _core.Record) -> bytes:
+    def fit(self, record: _core.Record, room_bytes: int = 0) -> bytes:
         """The bytes to store, without the oldest errors when all are too many. Raises PayloadTooLarge."""
         stored = record.serialize()
-        while len(stored) > self._stores.connection.max_record_bytes and len(record.errors) > 1:
+        while len(stored) + room_bytes > self._stores.connection.max_record_bytes and len(record.errors) > 1:
             del record.errors[0]
             stored = record.serialize()
-        self._refuse_oversize(len(stored), 0)
+        self._refuse_oversize(len(stored), room_bytes)
         return stored
 
     def _refuse_twins(self, records: list[_core.Record]) -> None:

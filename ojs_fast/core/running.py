@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from ojs_fast import _core
 from ojs_fast.core.claims import Claims
-from ojs_fast.core.jobs import ATTEMPTS, Jobs
+from ojs_fast.core.jobs import ATTEMPTS, GROWTH_BYTES, Jobs
 from ojs_fast.core.settle import check_holder
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import BackendUnavailable, illegal_transition
@@ -35,8 +35,9 @@ class RunningJobs:
                 raise illegal_transition(job_id, operation, record.state, ("active",))
             check_holder(record, worker_id, operation)
             apply(record)
+            stored = self._jobs.fit(record, GROWTH_BYTES)  # what ends the attempt must fit as well
             try:
-                revision = await self._stores.records.replace(job_id, self._jobs.fit(record), revision)
+                revision = await self._stores.records.replace(job_id, stored, revision)
             except RevisionConflict:
                 continue
             self._claims.renew(record, revision)

@@ -10,7 +10,9 @@ import pytest
 from tests.api.checks import refusal
 from tests.api.test_workers import held
 from tests.support.api import CONTENT_TYPE, Api, Body
+from tests.support.nats import Nats
 from tests.support.processes import poll
+from tests.support.server import Server
 
 
 def save(api: Api, job_id: str, state: object) -> Body:
@@ -145,3 +147,18 @@ def test_a_mebibyte_fits_and_more_is_413(api: Api) -> None:
     refusal(raw_save(api, job_id, b"[1]"), 400)
     assert api.call("GET", f"/jobs/{job_id}/checkpoint")["sequence"] == 1
     api.ack(job_id)
+
+
+def test_a_checkpoint_leaves_room_for_the_end_of_the_attempt() -> None:
+    """With a NATS that takes a megabyte: what is saved is small enough for errors to be added, or refused."""
+    with Nats() as nats, Server(nats_url=nats.url) as server, Api(server.url) as api:
+        queue, job_id = held(api, retry={"max_attempts": 3, "initial_interval": "PT0.1S"})
+        size = 1_048_576
+        while raw_save(api, job_id, json.dumps({"state": "x" * size}).encode()).status_code == 413:
+            size -= 1000
+        assert size < 1_048_000, "this NATS takes everything"
+        for _ in range(2):
+            assert api.nack(job_id, "e" * 5000)["state"] == "retryable"
+            poll(lambda: api.fetch(queue), what="it comes again")
+        assert api.call("GET", f"/jobs/{job_id}/checkpoint")["state"] == "x" * size
+        api.ack(job_id)
