@@ -17,7 +17,17 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+#: Documents of which no block is run, and why.
+LEFT_OUT = {
+    "docs/cli.md": "a reference with placeholders; the tests of the command line run its commands",
+    "docs/events.md": "streams without an end, a browser, receivers elsewhere; their own tests do that",
+    "docs/releasing.md": "it makes a release",
+}
+DOCUMENTS = [
+    one
+    for one in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md")))
+    if str(one.relative_to(ROOT)) not in LEFT_OUT
+]
 LANGUAGES = {"sh": "bash", "python": sys.executable, "js": "node", "ruby": "ruby"}
 ADDRESS = "127.0.0.1:8080"
 TIMEOUT_S = 60
@@ -103,6 +113,7 @@ class Reader:
         env = os.environ | {
             "PATH": f"{self.home / 'bin'}:{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
+            "HOME": str(self.home),
             "OJS_URL": f"http://{self.address}",
         }
         done = subprocess.run(
