@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 import httpx
 import pytest
 
 from tests.api.checks import refusal
 from tests.api.test_workers import held
-from tests.support.api import CONTENT_TYPE, Api, Body
+from tests.support.api import CONTENT_TYPE, Api, Body, unique_queue
 from tests.support.nats import Nats
 from tests.support.processes import poll
 from tests.support.server import Server
@@ -104,6 +105,35 @@ def test_a_dead_letter_keeps_it_for_its_retry(api: Api) -> None:
     api.call("POST", f"/dead-letter/{job_id}/retry", {})
     [job] = api.fetch(queue)
     assert job["checkpoint"]["state"] == "before"
+
+
+def test_a_limited_job_gives_its_permit_back(api: Api) -> None:
+    """What else the server keeps in the record stays there."""
+    limit = {"key": unique_queue("limit"), "concurrency": 1}
+    queue, job_id = held(api, rate_limit=limit)
+    second = api.enqueue(queue, rate_limit=limit)["id"]
+    save(api, job_id, 1)
+    api.call("PUT", f"/jobs/{job_id}/progress", {"progress": 0.5})
+    assert api.fetch(queue) == []
+    api.ack(job_id)
+    poll(lambda: [job["id"] for job in api.fetch(queue)] == [second], what="the next one may start")
+
+
+def test_a_step_of_a_workflow_keeps_what_it_was_told(api: Api) -> None:
+    """`parent_results` stays, and the workflow goes on."""
+    queue = unique_queue()
+    steps = [{"type": f"step.{name}", "args": [], "options": {"queue": queue}} for name in "ab"]
+    workflow = api.call("POST", "/workflows", {"type": "chain", "name": "w", "steps": steps})["workflow"]
+    told: list[Any] = []
+    for name in "ab":
+        [job] = poll(lambda: api.fetch(queue), what="the step is there")
+        save(api, job["id"], name)
+        kept = api.get(job["id"])
+        assert kept["workflow_id"] == workflow["id"]
+        told.append(kept.get("parent_results"))
+        api.ack(job["id"], result={"by": name})
+    assert told[-1] == [{"by": "a"}]
+    poll(lambda: api.call("GET", f"/workflows/{workflow['id']}")["state"] == "completed", what="it is completed")
 
 
 def test_deleting_it_twice_is_fine(api: Api) -> None:
