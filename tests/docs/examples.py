@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import shutil
 import signal
@@ -54,7 +55,9 @@ LANGUAGES = (
 @cache
 def built_go(program: str) -> Path:
     """The program, compiled once: `go run` would stand between it and its signals."""
-    target = Path(tempfile.mkdtemp(prefix="ojs-go-")) / program
+    folder = Path(tempfile.mkdtemp(prefix="ojs-go-"))
+    atexit.register(shutil.rmtree, folder)
+    target = folder / program
     sources = [str(EXAMPLES / f"{name}.go") for name in (program, "ojs")]
     subprocess.run(["go", "build", "-o", str(target), *sources], check=True, timeout=120)
     return target
