@@ -9,6 +9,7 @@ import asyncio
 import gc
 import logging
 import os
+import secrets
 import signal
 import sys
 from collections.abc import AsyncGenerator
@@ -177,7 +178,13 @@ async def _send_stream(request: Request, stream: AsyncGenerator[bytes], send: An
 
 def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsApplication:
     """Wire all layers together."""
-    node = Node(settings, boot_id=boot_id)
+    node_id = secrets.token_hex(6)
+    otel = None
+    if settings.is_traced:
+        from ojs_fast.otel import Otel  # without the extra the SDK is not installed
+
+        otel = Otel(settings, node_id)
+    node = Node(settings, node_id=node_id, boot_id=boot_id, tracing=otel)
     table = routes(
         JobHandlers(node.jobs, node.priorities, node.queues, node.limits, node.idempotent),
         WorkerHandlers(node.fetcher, node.settler, node.workers),
@@ -195,7 +202,7 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
         SchemaHandlers(node.schemas),
         with_reset=settings.enable_reset,
     )
-    return OjsApplication(node, Gate(settings), table, servers)
+    return OjsApplication(node, Gate(settings), otel.requests(table) if otel else table, servers)
 
 
 def create_app() -> OjsApplication:

@@ -148,6 +148,17 @@ def _nats_url(raw: str) -> str:
     return raw
 
 
+_HTTP_URL = re.compile(
+    r"https?://(?:[^@/\s]*@)?(?:\[[0-9a-f:]+\]|[a-z0-9._-]+)(?::\d{1,5})?(?:/\S*)?", re.ASCII | re.IGNORECASE
+)
+
+
+def _http_url(raw: str) -> str:
+    if not _HTTP_URL.fullmatch(raw):
+        raise ValueError(raw)
+    return raw
+
+
 def _mask_secret(raw: str) -> str:
     return "********" if raw else ""
 
@@ -158,6 +169,11 @@ def mask_nats_url(raw: str) -> str:
     if not all(_NATS_URL.fullmatch(one.strip()) for one in parts):
         parts = [raw]  # a comma inside a password must not reveal half of it
     return ",".join(re.sub(r"^(\s*(?:\w+://)?).*@", r"\1********@", one) for one in parts)
+
+
+def mask_http_url(raw: str) -> str:
+    """Hide the user and password of an address."""
+    return re.sub(r"^(\w+://).*@", r"\1********@", raw)
 
 
 _DURATION_ALLOWED = "ISO 8601 duration of whole seconds such as P1D or PT12H, or 0 for ever"
@@ -272,6 +288,18 @@ TABLE: tuple[Setting, ...] = (
         "JSON lines or text on standard error; auto is text on a terminal",
     ),
     Setting(
+        "OJS_OTEL_ENABLED", "otel_enabled", _choice("true", "false", "auto"), "auto", "true, false or auto",
+        "send OpenTelemetry traces; auto sends them when one of the next two is set",
+    ),
+    Setting(
+        "OJS_OTEL_ENDPOINT", "otel_endpoint", _http_url, "", "an http:// or https:// address",
+        "OTLP/HTTP receiver of traces, without /v1/traces; goes before OTEL_EXPORTER_OTLP_ENDPOINT", mask_http_url,
+    ),
+    Setting(
+        "OTEL_EXPORTER_OTLP_ENDPOINT", "otlp_endpoint", _http_url, "", "an http:// or https:// address",
+        "the same by its OpenTelemetry name; unset: http://localhost:4318", mask_http_url,
+    ),
+    Setting(
         "OJS_ENABLE_RESET", "enable_reset", _bool, "false", "true or false",
         "serve `POST /ojs/v1/admin/reset`, which wipes everything; for tests only",
     ),
@@ -318,6 +346,9 @@ class Settings:
     backend_wait_ms: int
     log_level: str
     log_format: str
+    otel_enabled: str
+    otel_endpoint: str = field(repr=False)
+    otlp_endpoint: str = field(repr=False)
     enable_reset: bool
     #: address of the running embedded NATS, set by the main process for its workers; no user's setting
     internal_nats_url: str = field(default="", repr=False)
@@ -356,6 +387,13 @@ class Settings:
     def is_only_node(self) -> bool:
         """Whether no other node can use the same NATS."""
         return self.is_embedded and self.workers == 1
+
+    @property
+    def is_traced(self) -> bool:
+        """Whether OpenTelemetry traces are asked for."""
+        if self.otel_enabled == "auto":
+            return bool(self.otel_endpoint or self.otlp_endpoint)
+        return self.otel_enabled == "true"
 
     @property
     def nats_servers(self) -> list[str]:

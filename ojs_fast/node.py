@@ -52,6 +52,7 @@ from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stats import ASK, ASK_METRICS, Stats
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Tallies
+from ojs_fast.core.tracing import Tracing
 from ojs_fast.core.workers import Workers
 from ojs_fast.core.workflows.audit import Auditor
 from ojs_fast.core.workflows.creator import Creator
@@ -86,10 +87,19 @@ RECONCILE_EVERY_S = 1.0
 class Node:
     """All services of one server process."""
 
-    def __init__(self, settings: Settings, *, boot_id: str = "", clock: NowMs = now_ms) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        node_id: str = "",
+        boot_id: str = "",
+        clock: NowMs = now_ms,
+        tracing: Tracing | None = None,
+    ) -> None:
         """`boot_id` names the main process that owns the embedded NATS; "" with an external NATS."""
         self.settings = settings
-        self.node_id = secrets.token_hex(6)
+        self.node_id = node_id or secrets.token_hex(6)
+        self.tracing = tracing or Tracing()
         self.clock = clock
         self.started = time.monotonic()
         self.connection = Connection(settings.backend_wait_ms)
@@ -126,6 +136,7 @@ class Node:
             self.tallies,
             self.stale,
             self.admission,
+            self.tracing,
             self.node_id,
             clock,
         )
@@ -154,10 +165,13 @@ class Node:
             self.limits,
             self.tallies,
             self.queues,
+            self.tracing,
             self.node_id,
             clock,
         )
-        self.workers = Workers(self.stores, self.claims, self.jobs, self.settler, self.node_id, clock, steady_ms)
+        self.workers = Workers(
+            self.stores, self.claims, self.jobs, self.settler, self.tracing, self.node_id, clock, steady_ms
+        )
         self.dead_letters = DeadLetters(self.stores, self.jobs, self.events)
         self.promoter = Promoter(
             self.stores,
@@ -166,6 +180,7 @@ class Node:
             self.propagator,
             self.tallies,
             self.stale,
+            self.tracing,
             self.node_id,
             clock,
         )
@@ -181,12 +196,8 @@ class Node:
         self.janitor = Janitor(
             self.queues, counts, self.tallies, self.leases, self.dead_letters, settings.dead_letter_max_count
         )
-        self.reconciler = Reconciler(
-            self.stores, self.leases, self.propagator, self.settler, Inheritance(self.stores, clock), self.stale
-        )
-        self.reconciler.parked = self.limit_admin.parked
-        self.cron = Cron(self.stores, self.jobs, self.events, self.propagator, clock)
-        self.reconciler.on_dead.append(self.limit_upkeep.reconcile)
+        self._make_reconciler()
+        self.cron = Cron(self.stores, self.jobs, self.events, self.propagator, self.tracing, clock)
         self.resetter = Resetter(self.stores, self.leases, self.tallies, self._forget)
         self._task: asyncio.Task[None] | None = None
         self._answers: set[asyncio.Task[None]] = set()
@@ -201,6 +212,19 @@ class Node:
             self.stores, self.limits, self.leases, self.propagator, server_clock, self.node_id
         )
         self.limit_admin = LimitAdmin(self.stores, self.limits, self.queues, self.peers, server_clock)
+
+    def _make_reconciler(self) -> None:
+        self.reconciler = Reconciler(
+            self.stores,
+            self.leases,
+            self.propagator,
+            self.settler,
+            Inheritance(self.stores, self.clock),
+            self.stale,
+            self.tracing,
+        )
+        self.reconciler.parked = self.limit_admin.parked
+        self.reconciler.on_dead.append(self.limit_upkeep.reconcile)
 
     def _make_priorities(self) -> None:
         self.priorities = Priorities(self.jobs, self.queues, self.events)
@@ -223,9 +247,17 @@ class Node:
     def _make_workflows(self, settings: Settings) -> None:
         self.workflow_store = store = WorkflowStore(self.stores)
         members = Members(
-            self.stores, settings, self.queues, self.events, self.propagator, store, self.node_id, self.clock
+            self.stores,
+            settings,
+            self.queues,
+            self.events,
+            self.propagator,
+            store,
+            self.tracing,
+            self.node_id,
+            self.clock,
         )
-        creator = Creator(self.stores, settings, store, self.clock)
+        creator = Creator(self.stores, settings, store, self.tracing, self.clock)
         self.driver = Driver(
             self.stores,
             self.jobs,
@@ -236,6 +268,7 @@ class Node:
             Outcomes(store, members, self.events),
             Keeper(store, members, settings.retention_workflows_s),
             creator,
+            self.tracing,
             self.clock,
         )
         self.auditor = Auditor(store, self.driver, self.clock)
@@ -305,6 +338,7 @@ class Node:
             await self.stores.intents.close()
         await self.connection.close()
         log.info("node is down", extra={"node_id": self.node_id})
+        await self.tracing.close()
 
     async def _elected(self) -> None:
         self.reconciler.elected()

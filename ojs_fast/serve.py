@@ -5,7 +5,7 @@ Owns the life of the main process and its exit codes. Must not know what the wor
 
 from __future__ import annotations
 
-import importlib
+import importlib.util
 import logging
 import math
 import multiprocessing
@@ -39,6 +39,7 @@ from ojs_fast.storage.server import EmbeddedNats, die_with_parent
 log = logging.getLogger("ojs_fast")
 
 TARGET = "ojs_fast.app:create_app"
+TRACE_MODULES = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.http.trace_exporter")
 BACKLOG = 1024
 HEADER_TIMEOUT_MS = 10_000  # a client that takes longer for its headers is dropped
 BACKPRESSURE = 16_384  # requests under way per worker; event streams count as long as they are open
@@ -72,6 +73,7 @@ def run(settings: Settings, *, target: str = TARGET) -> int:
     nats: EmbeddedNats | None = None
     try:
         _check_files(settings)
+        _check_traces(settings)
         _raise_open_files()
         address = _free_address(settings)
         if settings.is_embedded:
@@ -169,6 +171,21 @@ def _check_files(settings: Settings) -> None:
         ) from error
 
 
+def _check_traces(settings: Settings) -> None:
+    """Look whether what sends traces is installed, if it is asked for. Raises StartError."""
+    if not settings.is_traced:
+        return
+    try:
+        found = all(importlib.util.find_spec(module) for module in TRACE_MODULES)
+    except ModuleNotFoundError:
+        found = False
+    if not found:
+        raise StartError(
+            "traces are asked for (OJS_OTEL_ENABLED, OJS_OTEL_ENDPOINT or OTEL_EXPORTER_OTLP_ENDPOINT), but "
+            "OpenTelemetry is not installed; run pip install 'ojs-fast[otel]', or set OJS_OTEL_ENABLED=false"
+        )
+
+
 def _serve(settings: Settings, address: str, target: str, logging_config: dict[str, Any]) -> None:
     # Forking a process with threads (the supervisor of nats-server) is unsafe, and a forked worker would hold the lock
     # of the data directory and the main process' signal handlers.
@@ -233,6 +250,7 @@ def _announce(settings: Settings) -> None:
         "url": f"{'https' if settings.tls_cert else 'http'}://{host}:{settings.port}/ojs/v1",
         "data": str(settings.data_dir.absolute()) if settings.is_embedded else "in NATS_URL",
         "durability": _durability(settings),
+        "traces": "on" if settings.is_traced else "off",
         "auth": "bearer key" if settings.api_key or settings.api_keys_file else "off",
         "workers": settings.workers,
     }

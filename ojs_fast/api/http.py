@@ -56,7 +56,7 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 
 _request_ids = _core.UuidV7Generator()
 
-_STATUS: dict[type[OJSError], int] = {
+_STATUS: dict[type[Exception], int] = {
     NotFound: 404,
     MethodNotAllowed: 405,
     Conflict: 409,
@@ -348,9 +348,16 @@ def _unsupported_version(version: bytes) -> Unsupported:
     )
 
 
+def status_of(error: Exception) -> int:
+    """The HTTP status that an exception becomes."""
+    if isinstance(error, Unavailable):
+        return _STATUS[BackendUnavailable]
+    return _STATUS.get(type(error), 400) if isinstance(error, OJSError) and type(error) is not OJSError else 500
+
+
 def error_reply(error: OJSError, request: Request) -> Reply:
     """The error body of CONTRACT section 9."""
-    status = _STATUS.get(type(error), 500 if type(error) is OJSError else 400)
+    status = status_of(error)
     body: dict[str, Any] = {
         "code": error.code,
         "type": error.code,

@@ -20,6 +20,7 @@ from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tracing import Tracing
 from ojs_fast.errors import BackendUnavailable, Conflict, Duplicate, NotFound
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket, Watch
@@ -52,8 +53,10 @@ class Cron:
         jobs: Jobs,
         events: Events,
         propagator: Propagator,
+        tracing: Tracing,
         clock: NowMs,
     ) -> None:
+        self._tracing = tracing
         self._stores = stores
         self._jobs = jobs
         self._events = events
@@ -281,6 +284,12 @@ class Cron:
 
     async def _complete(self, entry: Entry, revision: int) -> Known:
         """Make sure that the allotted job exists. Raises RevisionConflict, Unavailable."""
+        with self._tracing.act("ojs.cron.trigger", {"ojs.cron.name": entry.name, "ojs.job.id": entry.pending}):
+            await self._create(entry)
+            entry = replace(entry, pending="")
+            return entry, await self._write(entry, revision)
+
+    async def _create(self, entry: Entry) -> None:
         remember = {"cron": entry.name} if entry.policy == "enqueue" else None
         try:
             record = await self._jobs.create_allotted(entry.job_request(entry.fired_ms), entry.pending, remember)
@@ -300,8 +309,6 @@ class Cron:
                     "actual_time": _core.format_rfc3339_ms(entry.last_ms),
                 },
             )
-        entry = replace(entry, pending="")
-        return entry, await self._write(entry, revision)
 
     def _skipped(self, entry: Entry, reason: str, scheduled_ms: int, job_id: str) -> None:
         about = _about(entry, scheduled_ms) | {"reason": reason}

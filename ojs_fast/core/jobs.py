@@ -20,6 +20,7 @@ from ojs_fast.core.retention import Retention
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Tallies
+from ojs_fast.core.tracing import Tracing
 from ojs_fast.core.unique import Wish
 from ojs_fast.core.unique_enqueue import Cancelled, UniqueEnqueuer, duplicate_of
 from ojs_fast.core.unique_locks import UniqueLocks
@@ -64,9 +65,11 @@ class Jobs:
         tallies: Tallies,
         stale: StaleMessages,
         admission: Admission,
+        tracing: Tracing,
         node_id: str,
         clock: NowMs,
     ) -> None:
+        self._to_bytes = tracing.to_bytes
         self._stores = stores
         self._tallies = tallies
         self._stale = stale
@@ -117,7 +120,7 @@ class Jobs:
         return record.id, stored, True
 
     def _serialized(self, record: _core.Record) -> bytes:
-        stored = record.serialize()
+        stored = self._to_bytes(record)
         self._refuse_oversize(len(stored))
         return stored
 
@@ -211,8 +214,7 @@ class Jobs:
 
     def _apply_rules(self, records: list[_core.Record]) -> None:
         for record in records:
-            rules = self._queues.rules.get(record.queue)
-            if rules is not None:
+            if (rules := self._queues.rules.get(record.queue)) is not None:
                 rules.apply(record)
 
     async def _enter(self, records: list[_core.Record], ticket: Ticket | None) -> list[Grant]:
@@ -240,7 +242,7 @@ class Jobs:
         wishes = {place: unique.wish_of(record) for place, record in enumerate(records) if unique.is_asked_for(record)}
         await self._open_levels([r for r in records if not self._queues.knows(r.queue, r.priority)])
         if not wishes:
-            batch = [(record.id, record.serialize()) for record in records]
+            batch = [(record.id, self._to_bytes(record)) for record in records]
             await self._store_batch(
                 records, batch, ticket, lambda: self._stores.batches.create_all(batch, ids_are_new=ids_are_new)
             )
@@ -257,7 +259,7 @@ class Jobs:
             raise _duplicate(str(taken)) from None
         cancelled: list[Cancelled] = []
         new = [record for place, record in enumerate(records) if place not in admitted.existing]
-        batch = [(record.id, record.serialize()) for record in new]
+        batch = [(record.id, self._to_bytes(record)) for record in new]
 
         async def write() -> list[int]:
             revisions, gone = await self._unique.write(admitted, batch)

@@ -21,6 +21,7 @@ from ojs_fast.core.retention import Retention
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Period, Tallies
+from ojs_fast.core.tracing import Tracing
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Watch
 from ojs_fast.storage.connection import PubAck
@@ -71,9 +72,11 @@ class Promoter:
         propagator: Propagator,
         tallies: Tallies,
         stale: StaleMessages,
+        tracing: Tracing,
         node_id: str,
         clock: NowMs,
     ) -> None:
+        self._tracing = tracing
         self._stores = stores
         self._retention = retention
         self._events = events
@@ -119,7 +122,9 @@ class Promoter:
     async def _promote(self, bucket: str, keys: list[str]) -> None:
         """Promote what is due, a few at a time: when very many are, requests still get their turn."""
         middle = (len(keys) + 1) // 2
-        await asyncio.gather(*(self._promote_some(bucket, part) for part in (keys[:middle], keys[middle:]) if part))
+        name = "ojs.expiry.check" if bucket == names.EXPIRY else "ojs.scheduler.poll"
+        with self._tracing.act(name, {"ojs.index": bucket, "messaging.batch.message_count": len(keys)}):
+            await asyncio.gather(*(self._promote_some(bucket, part) for part in (keys[:middle], keys[middle:]) if part))
 
     async def _promote_some(self, bucket: str, keys: list[str]) -> None:
         due = self._due[bucket]

@@ -18,6 +18,7 @@ from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.settle import Settler
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tracing import Tracing
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.connection import NodeMessage
@@ -49,7 +50,9 @@ class Reconciler:
         settler: Settler,
         inheritance: Inheritance,
         stale: StaleMessages,
+        tracing: Tracing,
     ) -> None:
+        self._tracing = tracing
         self._stores = stores
         self._leases = leases
         self._propagator = propagator
@@ -129,6 +132,11 @@ class Reconciler:
         if not dead:
             await self._replay_late()
             return 0
+        with self._tracing.act("ojs.reaper.check", {"ojs.nodes.dead": len(dead)}):
+            await self._repair(dead)
+        return len(dead)
+
+    async def _repair(self, dead: set[str]) -> None:
         since_ms = min([await self._leases.last_renewal_ms(node_id) for node_id in dead]) - MARGIN_MS
         log.info("reconciling after %d dead nodes", len(dead))
         # First, so that the replay finds what this writes, and before any other node runs half a batch.
@@ -146,7 +154,6 @@ class Reconciler:
         self._audit_due = (min(since_ms, (self._audit_due or (since_ms, 0.0))[0]), time.monotonic() + AUDIT_AFTER_S)
         self._look_later(seen)
         log.info("reconciled: %d recent records were set right", repaired)
-        return len(dead)
 
     async def _replay_late(self) -> None:
         """What `run` does, for what came to light only after it."""

@@ -18,6 +18,7 @@ from ojs_fast.core.retention import Retention
 from ojs_fast.core.retry import Failure
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Tallies
+from ojs_fast.core.tracing import Tracing, about
 from ojs_fast.errors import BackendUnavailable, Conflict, PayloadTooLarge, illegal_transition
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
@@ -46,9 +47,11 @@ class Settler:
         limits: Limits,
         tallies: Tallies,
         queues: Queues,
+        tracing: Tracing,
         node_id: str,
         clock: NowMs,
     ) -> None:
+        self._tracing = tracing
         self._stores = stores
         self._tallies = tallies
         self._retention = Retention(settings, queues)
@@ -241,6 +244,10 @@ class Settler:
 
     async def expire(self, claim: Claim) -> None:
         """A claim of this node is due: recheck what other nodes may have written, then act."""
+        with self._tracing.act("ojs.visibility.check", about(claim.record)):
+            await self._expire(claim)
+
+    async def _expire(self, claim: Claim) -> None:
         job_id = claim.record.id
         entry = await self._active.get(names.attempt_key(job_id, claim.record.attempt))
         # The claim is due by a clock that does not jump, so the wall clock has no say in which deadline it was.

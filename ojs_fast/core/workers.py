@@ -6,12 +6,13 @@ from typing import Any
 import orjson
 
 from ojs_fast import _core
-from ojs_fast.core.claims import Claims, active_entry
+from ojs_fast.core.claims import Claim, Claims, active_entry
 from ojs_fast.core.clock import Deadlines, NowMs
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.retry import Failure
 from ojs_fast.core.settle import Settler
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tracing import Facts, Tracing
 from ojs_fast.errors import Conflict, NotFound, OJSError
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket, Watch
@@ -30,8 +31,17 @@ class Workers:
     """Every node hears every beat and looks after the claims it holds itself."""
 
     def __init__(
-        self, stores: Stores, claims: Claims, jobs: Jobs, settler: Settler, node_id: str, clock: NowMs, steady: NowMs
+        self,
+        stores: Stores,
+        claims: Claims,
+        jobs: Jobs,
+        settler: Settler,
+        tracing: Tracing,
+        node_id: str,
+        clock: NowMs,
+        steady: NowMs,
     ) -> None:
+        self._tracing = tracing
         self._stores = stores
         self._claims = claims
         self._jobs = jobs
@@ -92,15 +102,20 @@ class Workers:
             if not claims:
                 continue
             log.warning("worker %s fell silent; its %d jobs are requeued", worker_id, len(claims))
-            failure = Failure(
-                "worker_death", "worker_death", f"Worker '{worker_id}' sent no heartbeat for {DEAD_AFTER_MS} ms."
-            )
-            for claim in claims:
-                try:
-                    await self._settler.take_back(claim.record.id, failure)
-                except (OJSError, Unavailable) as error:
-                    log.info("requeue is tried again: %s", error, extra={"ojs.job_id": claim.record.id})
-                    self._silence.set(worker_id, self._steady() + 1000)
+            facts: Facts = {"ojs.worker.id": worker_id, "messaging.batch.message_count": len(claims)}
+            with self._tracing.act("ojs.reaper.check", facts):
+                await self._take_back(worker_id, claims)
+
+    async def _take_back(self, worker_id: str, claims: list[Claim]) -> None:
+        failure = Failure(
+            "worker_death", "worker_death", f"Worker '{worker_id}' sent no heartbeat for {DEAD_AFTER_MS} ms."
+        )
+        for claim in claims:
+            try:
+                await self._settler.take_back(claim.record.id, failure)
+            except (OJSError, Unavailable) as error:
+                log.info("requeue is tried again: %s", error, extra={"ojs.job_id": claim.record.id})
+                self._silence.set(worker_id, self._steady() + 1000)
 
     def directive(self, worker_id: str) -> str:
         """What the operator wants of this worker: running, quiet or terminate."""

@@ -45,7 +45,9 @@ class Server:
         self.port = free_port()
         self.url = f"http://127.0.0.1:{self.port}"
         inherited = {
-            name: value for name, value in os.environ.items() if not name.startswith("OJS_") and name != "NATS_URL"
+            name: value
+            for name, value in os.environ.items()
+            if not name.startswith(("OJS_", "OTEL_")) and name != "NATS_URL"
         }
         self._env = {
             **inherited,

@@ -90,6 +90,9 @@ def test_good_values_are_taken(name: str, text: str, field: str, value: object) 
         ("OJS_RETENTION_COMPLETED", "-P1D"),
         ("OJS_RETENTION_COMPLETED", "P99999999999D"),
         ("OJS_HOST", "a b"),
+        ("OJS_OTEL_ENABLED", "perhaps"),
+        ("OJS_OTEL_ENDPOINT", "collector:4318"),
+        ("OTEL_EXPORTER_OTLP_ENDPOINT", "grpc://collector:4317"),
         ("NATS_URL", "http://127.0.0.1:4222"),
         ("NATS_URL", "nats://one:4222,,nats://two:4222"),
     ],
@@ -124,6 +127,21 @@ def test_replicas_need_a_cluster() -> None:
     assert Settings.from_env({"OJS_NATS_REPLICAS": "3", "NATS_URL": "nats://n1,nats://n2"}).nats_replicas == 3
 
 
+@pytest.mark.parametrize(
+    ("env", "is_traced"),
+    [
+        ({}, False),
+        ({"OJS_OTEL_ENABLED": "true"}, True),
+        ({"OJS_OTEL_ENDPOINT": "http://collector:4318"}, True),
+        ({"OTEL_EXPORTER_OTLP_ENDPOINT": "https://u:p@[::1]:4318/otlp"}, True),
+        ({"OJS_OTEL_ENABLED": "false", "OTEL_EXPORTER_OTLP_ENDPOINT": "http://collector:4318"}, False),
+    ],
+)
+def test_traces_are_sent_when_asked_for(env: dict[str, str], *, is_traced: bool) -> None:
+    """By OJS_OTEL_ENABLED, or by naming a receiver; a clear no wins."""
+    assert Settings.from_env(env).is_traced is is_traced
+
+
 def test_an_unknown_variable_warns_with_the_closest_name() -> None:
     """A misspelt setting is not silently without effect; foreign variables are none of our business."""
     env = {
@@ -147,6 +165,7 @@ def test_a_worker_finds_the_embedded_nats() -> None:
 def test_secrets_are_shown_nowhere() -> None:
     """Neither the description, nor the object's repr, nor an error has a key, password or token."""
     env = {"OJS_API_KEY": "hush-key", "NATS_URL": "nats://user:hush-pw@h1:4222,nats://hush-token@h2"}
+    env["OJS_OTEL_ENDPOINT"] = "https://user:hush-otel@h3"
     settings = Settings.from_env(env)
     bad = problems(OJS_API_KEY="hush key", NATS_URL="nats://user:hush,pw@h1")
     assert "hush" not in f"{settings.describe()} {settings!r} {bad}"
@@ -178,5 +197,5 @@ def test_version_is_the_packages() -> None:
 @pytest.mark.skipif(not README.exists(), reason="README.md is not written yet")
 def test_the_readme_lists_exactly_these_settings() -> None:
     """README and table name the same variables in the same order; `markdown_table` renders what belongs there."""
-    rows = re.findall(r"^\| `((?:OJS_|NATS_)[A-Z_]+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
+    rows = re.findall(r"^\| `((?:OJS_|NATS_|OTEL_)[A-Z_]+)` \|", README.read_text(encoding="utf-8"), re.MULTILINE)
     assert rows == [one.name for one in TABLE], f"put this into README.md:\n{markdown_table()}"

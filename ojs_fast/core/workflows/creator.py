@@ -7,6 +7,7 @@ from ojs_fast.config import Settings
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.jobs import GROWTH_BYTES
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tracing import Tracing
 from ojs_fast.core.workflows.members import RESULTS_ROOM_BYTES
 from ojs_fast.core.workflows.model import Header
 from ojs_fast.core.workflows.parse import Draft, parse_workflow
@@ -17,10 +18,13 @@ from ojs_fast.errors import PayloadTooLarge
 class Creator:
     """Validates and stores definitions."""
 
-    def __init__(self, stores: Stores, settings: Settings, store: WorkflowStore, clock: NowMs) -> None:
+    def __init__(
+        self, stores: Stores, settings: Settings, store: WorkflowStore, tracing: Tracing, clock: NowMs
+    ) -> None:
         self._stores = stores
         self._max_depth = settings.max_depth
         self._store = store
+        self._tracing = tracing
         self._clock = clock
 
     def draft(self, body: bytes) -> Draft:
@@ -37,8 +41,11 @@ class Creator:
 
         return parse_workflow(body, self._clock(), self._max_depth, check)
 
-    async def create(self, workflow_id: str, draft: Draft, parent: list[Any] | None) -> Run:
-        """Store a workflow; from then on it runs, whatever dies. Raises PayloadTooLarge, Unavailable."""
+    async def create(self, workflow_id: str, draft: Draft, parent: list[Any] | None, trace: str = "") -> Run:
+        """Store a workflow; from then on it runs, whatever dies. Raises PayloadTooLarge, Unavailable.
+
+        `trace` is the trace context that its jobs tell as their origin, "" for the one of this request.
+        """
         header = Header(
             id=workflow_id,
             type=draft.type,
@@ -50,5 +57,6 @@ class Creator:
             chunks=[],
             callbacks=list(draft.callbacks),
             parent=parent,
+            trace=trace or self._tracing.context(),
         )
         return await self._store.define(header, [*draft.members, *draft.callbacks.values()])

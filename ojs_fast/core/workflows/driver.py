@@ -18,6 +18,7 @@ from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tracing import Facts, Tracing
 from ojs_fast.core.workflows.creator import Creator
 from ojs_fast.core.workflows.graph import due_callbacks, final_state
 from ojs_fast.core.workflows.keeper import Keeper
@@ -77,8 +78,10 @@ class Driver:
         outcomes: Outcomes,
         keeper: Keeper,
         creator: Creator,
+        tracing: Tracing,
         clock: NowMs,
     ) -> None:
+        self._tracing = tracing
         self._stores = stores
         self._jobs = jobs
         self._events = events
@@ -164,6 +167,10 @@ class Driver:
         if run is None:
             await self._without_header(workflow_id, work)
             return
+        with self._tracing.act("ojs.workflow.advance", _about(run, work)):
+            await self._advance(run, work)
+
+    async def _advance(self, run: Run, work: _Work) -> None:
         if run.header.resetting:
             await self._keeper.reopen(run)
         existing: set[int] = set()
@@ -231,7 +238,7 @@ class Driver:
         parent = [run.header.id, index, run.generation(index)]
         inner = await self._store.find(id_)
         if inner is None:
-            await self.begin(await self._creator.create(id_, self._creator.draft(raw), parent))
+            await self.begin(await self._creator.create(id_, self._creator.draft(raw), parent, run.header.trace))
         elif inner.header.parent != parent:
             await self.restart(inner, parent)
         else:
@@ -362,6 +369,13 @@ class Driver:
         self._outcomes.announce("workflow.started", run.header)
         self.look(run.header.id)
         return True
+
+
+def _about(run: Run, work: _Work) -> Facts:
+    facts: dict[str, str | int] = {"ojs.workflow.id": run.header.id, "ojs.workflow.type": run.header.type}
+    if work.marks:
+        facts["ojs.workflow.step"] = min(work.marks)
+    return facts
 
 
 def _fire(due: list[str], generation: int, header: Header) -> bool:

@@ -17,6 +17,7 @@ from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.retention import Retention
 from ojs_fast.core.stores import Stores
+from ojs_fast.core.tracing import Tracing
 from ojs_fast.core.workflows.model import FEATURE, Member, job_id, nested_id
 from ojs_fast.core.workflows.parse import MAX_JOBS
 from ojs_fast.core.workflows.results import MAX_BYTES, Results, joined
@@ -47,9 +48,11 @@ class Members:
         events: Events,
         propagator: Propagator,
         store: WorkflowStore,
+        tracing: Tracing,
         node_id: str,
         clock: NowMs,
     ) -> None:
+        self._tracing = tracing
         self._stores = stores
         self._retention = Retention(settings, queues)
         self._max_depth = settings.max_depth
@@ -91,6 +94,7 @@ class Members:
         unique.drop(record)  # a step is to run, whatever else there is
         record.node_id = self._node_id
         record.extra = {**(record.extra or {}), FEATURE: [header.id, index, generation]}
+        self._tracing.carry(record, header.trace)
         record.body += b',"workflow_id":"%s","parent_results":%s' % (header.id.encode(), told)
         return record, record.serialize()
 

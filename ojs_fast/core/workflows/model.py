@@ -50,6 +50,8 @@ class Header:
     fired: list[str] | None = None
     """The callbacks that the outcome calls for; None until it is known."""
     ended_ms: int = 0
+    trace: str = ""
+    """The `traceparent` of whoever created it; "" when nothing was traced."""
 
     @property
     def segments(self) -> int:
@@ -85,7 +87,9 @@ class Header:
 
     def encode(self) -> bytes:
         """The value to store."""
-        return orjson.dumps({name: value for name, value in asdict(self).items() if name != "id"})
+        # Without a trace as nodes of 0.1 wrote it, which refuse members that they do not know.
+        left_out = ("id",) if self.trace else ("id", "trace")
+        return orjson.dumps({name: value for name, value in asdict(self).items() if name not in left_out})
 
     @staticmethod
     def decode(workflow_id: str, data: bytes) -> "Header":
