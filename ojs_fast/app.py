@@ -14,6 +14,7 @@ import signal
 import sys
 from collections.abc import AsyncGenerator
 from functools import partial
+from time import perf_counter
 from types import FrameType
 from typing import Any
 
@@ -49,6 +50,7 @@ from ojs_fast.api.workers import WorkerHandlers
 from ojs_fast.api.workflows import WorkflowHandlers
 from ojs_fast.config import Settings
 from ojs_fast.core.health import Health
+from ojs_fast.core.metrics import RequestTimes
 from ojs_fast.errors import MethodNotAllowed, NotFound
 from ojs_fast.node import Node
 from ojs_fast.storage.errors import TopologyError, Unavailable
@@ -68,12 +70,16 @@ class OjsApplication(Application):
         self._node = node
         self._gate = gate
         self._servers = servers
-        self._lane = {(r.method, r.path): (r.handler, _scope(r)) for r in table if "{" not in r.path}
+        self._lane = {
+            (r.method, r.path): (r.handler, _scope(r), node.metrics.requests(r.operation))
+            for r in table
+            if "{" not in r.path
+        }
         methods: dict[str, list[str]] = {}
         for route in table:
             methods.setdefault(route.path, []).append(route.method)
             if "{" in route.path:
-                self.router.add(route.method, route.path, self._routed(route.handler, _scope(route)))
+                self.router.add(route.method, route.path, self._routed(route))
         self._methods = methods
         self.router.fallback = self._not_found
         self.on_start += self._open
@@ -118,22 +124,34 @@ class OjsApplication(Application):
         await super().__call__(scope, receive, send)  # type: ignore[no-untyped-call]  # BlackSheep's has no types
 
     async def _direct(
-        self, handler: Handler, needed: Scope | None, scope: dict[str, Any], receive: Receive, send: Any
+        self,
+        handler: Handler,
+        needed: Scope | None,
+        times: RequestTimes,
+        scope: dict[str, Any],
+        receive: Receive,
+        send: Any,
     ) -> None:
+        began_s = perf_counter()
         request = Request(scope, receive)
         reply = await self._gate.run(handler, request, needed)
+        times[reply.status].observe(perf_counter() - began_s)
         await send({"type": "http.response.start", "status": reply.status, "headers": reply_headers(request, reply)})
         if reply.stream is not None:
             await _send_stream(request, reply.stream, send)
             return
         await send({"type": "http.response.body", "body": reply.body})
 
-    def _routed(self, handler: Handler, needed: Scope | None) -> Any:
+    def _routed(self, route: Route) -> Any:
+        handler, needed, times = route.handler, _scope(route), self._node.metrics.requests(route.operation)
+
         async def run(web_request: WebRequest) -> Response:
+            began_s = perf_counter()
             params = {name: str(value) for name, value in (web_request.route_values or {}).items()}
             scope: Any = web_request.scope
             request = Request(scope, scope["ojs.receive"], params)
             reply = await self._gate.run(handler, request, needed)
+            times[reply.status].observe(perf_counter() - began_s)
             if reply.stream is not None:
                 return _streamed(request, reply, reply.stream)
             return _response(request, reply)

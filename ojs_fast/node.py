@@ -236,7 +236,10 @@ class Node:
         self.bulk = Bulk(self.jobs, self.dead_letters, self.search, self.events)
         self.live = LiveEvents(self.stores.event_log, partial(EventFeed, self.connection), self.clock)
         self.metrics.gauges["claims"] = lambda: len(self.claims)
+        self.metrics.gauges["leader"] = lambda: int(self.leases.is_leader)
         self.metrics.gauges["live_listeners"] = lambda: self.live.count
+        self.metrics.gauges["parked_jobs"] = lambda: self.limits.parking.total
+        self.metrics.gauges["uptime_seconds"] = lambda: self.uptime_s
 
     def _make_notes(self) -> None:
         running = RunningJobs(self.stores, self.claims, self.jobs)

@@ -30,10 +30,13 @@ _COUNTERS = {
 }
 _NODE_GAUGES = {
     "claims": "Active jobs whose deadlines a node watches.",
+    "leader": "1 at the node that promotes, fires cron jobs and repairs.",
     "live_listeners": "Clients that listen to live events at a node.",
+    "parked_jobs": "Jobs that wait at a node for a rate limit.",
+    "uptime_seconds": "How long a node has run.",
 }
 _HISTOGRAMS = {
-    "duration": "Seconds from the start of the last attempt to completion.",
+    "duration": "Seconds from the start of the last attempt to the end of the job.",
     "queue_time": "Seconds from enqueue to the first start.",
 }
 
@@ -55,7 +58,7 @@ class MetricsHandlers:
         reports = await self._stats.metrics()
         registry = CollectorRegistry(auto_describe=False)
         gauges = [*_gauges(snapshots, self._workers.all()), *_of_nodes(reports)]
-        registry.register(_Scrape([*gauges, *_counted(reports), *_timed(reports)]))
+        registry.register(_Scrape([*gauges, *_counted(reports), *_timed(reports), _requested(reports)]))
         # Prometheus names no type at all or many; a client that asks for exactly this gets exactly this.
         bare = request.headers.get(b"accept") == BARE_TYPE
         return Reply(
@@ -89,6 +92,10 @@ def _gauges(snapshots: list[Snapshot], workers: list[dict[str, Any]]) -> Iterabl
 
 
 def _of_nodes(reports: list[dict[str, Any]]) -> Iterable[Metric]:
+    info = GaugeMetricFamily("ojs_node_info", "1 for each node.", labels=["node", "version"])
+    for report in reports:
+        info.add_metric([report["node"], report["version"]], 1)
+    yield info
     for name, text in _NODE_GAUGES.items():
         family = GaugeMetricFamily(f"ojs_node_{name}", text, labels=["node"])
         for report in reports:
@@ -108,11 +115,29 @@ def _counted(reports: list[dict[str, Any]]) -> Iterable[Metric]:
 
 def _timed(reports: list[dict[str, Any]]) -> Iterable[Metric]:
     for name, text in _HISTOGRAMS.items():
-        family = HistogramMetricFamily(f"ojs_job_{name}_seconds", text, labels=["queue", "type", "node"])
+        has_state = name == "duration"
+        labels = ["queue", "type", *(["state"] if has_state else []), "node"]
+        family = HistogramMetricFamily(f"ojs_job_{name}_seconds", text, labels=labels)
         for report in reports:
-            for what, queue, type_, counts, sum_s in report["histograms"]:
+            for what, queue, type_, state, counts, sum_s in report["histograms"]:
                 if what == name:
-                    bounds = [*map(str, BUCKETS_S), "+Inf"]
-                    buckets = list(zip(bounds, itertools.accumulate(counts), strict=True))
-                    family.add_metric([queue, type_, report["node"]], buckets, sum_s)
+                    values = [queue, type_, *([state] if has_state else []), report["node"]]
+                    family.add_metric(values, _buckets(name, counts), sum_s)
         yield family
+
+
+def _requested(reports: list[dict[str, Any]]) -> Metric:
+    family = HistogramMetricFamily(
+        "ojs_http_request_duration_seconds",
+        "Seconds from the headers of a request to its answer.",
+        labels=["operation", "status", "node"],
+    )
+    for report in reports:
+        for operation, status, counts, sum_s in report["requests"]:
+            family.add_metric([operation, str(status), report["node"]], _buckets("requests", counts), sum_s)
+    return family
+
+
+def _buckets(name: str, counts: list[int]) -> list[tuple[str, int]]:
+    bounds = [*map(str, BUCKETS_S[name]), "+Inf"]
+    return list(zip(bounds, itertools.accumulate(counts), strict=True))

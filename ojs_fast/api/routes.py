@@ -21,6 +21,22 @@ from ojs_fast.api.workflows import WorkflowHandlers
 
 Handler = Callable[[Request], Awaitable[Reply]]
 V1 = "/ojs/v1"
+#: What ojs-distributed-tracing section 4 names; all others are named after their path.
+OPERATIONS = {
+    ("POST", "/jobs"): "enqueue",
+    ("POST", "/jobs/batch"): "enqueue_batch",
+    ("POST", "/workers/fetch"): "fetch",
+    ("POST", "/jobs/fetch"): "fetch",
+    ("POST", "/workers/ack"): "ack",
+    ("POST", "/jobs/{id}/ack"): "ack",
+    ("POST", "/workers/nack"): "nack",
+    ("POST", "/jobs/{id}/nack"): "nack",
+    ("POST", "/workers/heartbeat"): "heartbeat",
+    ("POST", "/workers/beat"): "heartbeat",
+    ("DELETE", "/jobs/{id}"): "cancel",
+    ("POST", "/jobs/{id}/cancel"): "cancel",
+    ("GET", "/jobs/{id}"): "get_job",
+}
 
 
 @dataclass(slots=True, frozen=True)
@@ -31,6 +47,16 @@ class Route:
     path: str
     handler: Handler
     is_open: bool = False
+
+    @property
+    def operation(self) -> str:
+        """Its name in spans and metrics: the specification's, else its path and, but for POST, its method."""
+        path = self.path.removeprefix(V1)
+        known = OPERATIONS.get((self.method, path))
+        if known is not None:
+            return known
+        words = [word for word in path.split("/") if word and word[0] != "{"]
+        return ".".join([*words, *([] if self.method == "POST" else [self.method.lower()])])
 
 
 def routes(

@@ -14,26 +14,10 @@ from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 
 from ojs_fast import _core
 from ojs_fast.api.http import Reply, Request, status_of
-from ojs_fast.api.routes import V1, Handler, Route
+from ojs_fast.api.routes import OPERATIONS, Handler, Route
 from ojs_fast.core.trace_context import DEEPEST, FIELDS, in_meta, read
 from ojs_fast.errors import OJSError
 
-#: What the specification names; all others are named after their path.
-OPERATIONS = {
-    ("POST", "/jobs"): "enqueue",
-    ("POST", "/jobs/batch"): "enqueue_batch",
-    ("POST", "/workers/fetch"): "fetch",
-    ("POST", "/jobs/fetch"): "fetch",
-    ("POST", "/workers/ack"): "ack",
-    ("POST", "/jobs/{id}/ack"): "ack",
-    ("POST", "/workers/nack"): "nack",
-    ("POST", "/jobs/{id}/nack"): "nack",
-    ("POST", "/workers/heartbeat"): "heartbeat",
-    ("POST", "/workers/beat"): "heartbeat",
-    ("DELETE", "/jobs/{id}"): "cancel",
-    ("POST", "/jobs/{id}/cancel"): "cancel",
-    ("GET", "/jobs/{id}"): "get_job",
-}
 #: `messaging.operation.type` of OpenTelemetry's conventions
 TYPES = {"enqueue": "publish", "enqueue_batch": "publish", "fetch": "receive", "ack": "settle", "nack": "settle"}
 PUBLISHES = {"enqueue", "enqueue_batch"}
@@ -55,16 +39,6 @@ _ABOUT = {
 _PATHS = {"/jobs/{id}": "ojs.job.id", "/dead-letter/{id}": "ojs.job.id", "/workflows/{id}": "ojs.workflow.id"}
 
 
-def operation_of(route: Route) -> str:
-    """The name of a route's spans: what the specification calls it, else its path and, but for POST, its method."""
-    path = route.path.removeprefix(V1)
-    known = OPERATIONS.get((route.method, path))
-    if known is not None:
-        return f"ojs.{known}"
-    words = [word for word in path.split("/") if word and word[0] != "{"]
-    return ".".join(["ojs", *words, *([] if route.method == "POST" else [route.method.lower()])])
-
-
 def traced(table: list[Route], tracer: trace.Tracer) -> list[Route]:
     """The same routes with a span around each handler, but for those that only monitoring calls."""
     return [
@@ -74,8 +48,7 @@ def traced(table: list[Route], tracer: trace.Tracer) -> list[Route]:
 
 
 def _traced(route: Route, tracer: trace.Tracer) -> Handler:
-    name, handler = operation_of(route), route.handler
-    operation = name.partition(".")[2]
+    operation, handler = route.operation, route.handler
     facts = {**COMMON, "http.request.method": route.method, "http.route": route.path, "ojs.operation": operation}
     if operation in TYPES:
         facts["messaging.operation.type"] = TYPES[operation]
@@ -84,7 +57,7 @@ def _traced(route: Route, tracer: trace.Tracer) -> Handler:
 
     async def run(request: Request) -> Reply:
         with tracer.start_as_current_span(
-            name,
+            f"ojs.{operation}",
             _caller(request),
             kind=SpanKind.SERVER,
             attributes=facts,

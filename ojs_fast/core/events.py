@@ -35,7 +35,7 @@ class Events:
         now_ms = self._clock()
         event = _core.job_event(record, event_type, self._ids.next(now_ms), self._source, now_ms, extra)
         self._log.append(event_type, event)
-        self._metrics.observe(event_type, record, is_new=not before)
+        self._metrics.observe(event_type, record, before)
 
     def announce(self, event_type: str, subject: str, data: dict[str, Any]) -> None:
         """Announce something that is no change of a job."""

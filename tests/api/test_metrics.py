@@ -8,6 +8,7 @@ from collections.abc import Callable
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
+from ojs_fast import __version__
 from tests.support.api import Api, unique_queue
 from tests.support.nats import Nats
 from tests.support.server import Server
@@ -48,13 +49,33 @@ def test_what_happened_on_two_nodes_is_read_from_either() -> None:
             assert found["ojs_job_enqueued_total", by_type] == 4
             assert found["ojs_job_completed_total", by_type] == 2
             assert found["ojs_job_failed_total", by_type] == 1
-            assert found["ojs_job_duration_seconds_count", by_type] == 2
+            assert found["ojs_job_duration_seconds_count", (*by_queue, ("state", "completed"), by_type[1])] == 2
+            assert found["ojs_job_duration_seconds_count", (*by_queue, ("state", "discarded"), by_type[1])] == 1
             assert found["ojs_job_queue_time_seconds_count", by_type] == 3
             assert found["ojs_job_queue_time_seconds_bucket", (("le", "+Inf"), *by_type)] == 3
             assert found["ojs_job_queue_time_seconds_sum", by_type] >= 0
             assert found["ojs_queue_depth", (*by_queue, ("state", "available"))] == 1
             assert found["ojs_queue_depth", (*by_queue, ("state", "active"))] == 0
             assert found["ojs_workers_active", ()] == 1
+            assert found["ojs_http_request_duration_seconds_count", (("operation", "enqueue"), ("status", "201"))] == 4
+            assert found["ojs_http_request_duration_seconds_count", (("operation", "ack"), ("status", "200"))] == 2
+            assert found["ojs_node_leader", ()] == 1
+            assert found["ojs_node_info", (("version", __version__),)] == 2
+
+
+def test_all_processes_of_a_server_are_told_whichever_answers() -> None:
+    """Granian hands a connection to either of two; the sums are the same."""
+    with Server(env={"OJS_WORKERS": "2"}) as server:
+        queue = unique_queue()
+        for _ in range(40):
+            with Api(server.url) as api:  # a connection each
+                api.enqueue(queue, kind="a.b")
+        for _ in range(10):
+            found = scrape(server)
+            assert found["ojs_node_info", (("version", __version__),)] == 2
+            assert found["ojs_job_enqueued_total", (("queue", queue), ("type", "a.b"))] == 40
+            assert found["ojs_http_request_duration_seconds_count", (("operation", "enqueue"), ("status", "201"))] == 40
+            assert found["ojs_node_leader", ()] == 1
 
 
 def test_the_media_type_follows_the_client(server: Server) -> None:

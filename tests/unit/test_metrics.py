@@ -16,10 +16,10 @@ def record(queue: str = "q", type_: str = "a.b") -> _core.Record:
     return one
 
 
-@pytest.mark.parametrize(("time_s", "bucket"), [(0.0, 0), (0.005, 0), (0.0051, 1), (1800.0, 14), (1800.1, 15)])
+@pytest.mark.parametrize(("time_s", "bucket"), [(0.0, 0), (0.01, 0), (0.0101, 1), (3600.0, 12), (3600.1, 13)])
 def test_a_time_falls_into_the_first_bucket_that_holds_it(time_s: float, bucket: int) -> None:
     """Bounds are inclusive, as `le` says."""
-    histogram = Histogram()
+    histogram = Histogram(BUCKETS_S["queue_time"])
     histogram.observe(time_s)
     assert histogram.counts.index(1) == bucket
     assert histogram.sum_s == time_s
@@ -33,12 +33,38 @@ def test_events_are_counted_by_queue_and_type() -> None:
     report = node.report()
     assert report["node"] == "n"
     assert sorted(report["counters"]) == [["completed", "q", "a.b", 1], ["enqueued", "q", "a.b", 2]]
-    times = {name: (counts.index(1), sum_s) for name, _, _, counts, sum_s in report["histograms"]}
-    assert times == {"duration": (BUCKETS_S.index(0.05), 0.03), "queue_time": (BUCKETS_S.index(2.5), 2.0)}
+    times = {name: (counts.index(1), sum_s) for name, *_, counts, sum_s in report["histograms"]}
+    assert times == {
+        "duration": (BUCKETS_S["duration"].index(0.05), 0.03),
+        "queue_time": (BUCKETS_S["queue_time"].index(5.0), 2.0),
+    }
     again = record()
     again.attempt = 2
     node.observe("job.started", again)
-    assert sum(sum(counts) for _, _, _, counts, _ in node.report()["histograms"]) == 2
+    assert sum(sum(counts) for *_, counts, _ in node.report()["histograms"]) == 2
+
+
+def test_the_end_of_a_running_job_is_timed_by_its_state() -> None:
+    """Jobs that ended while they waited have not run, or were timed before."""
+    node = Metrics("n")
+    never_ran, running = record(), record()
+    never_ran.started_ms = 0
+    running.state = "discarded"
+    node.observe("job.discarded", running)
+    node.observe("job.cancelled", running, "retryable")
+    node.observe("job.cancelled", never_ran, "available")
+    assert [row[:4] for row in node.report()["histograms"]] == [["duration", "q", "a.b", "discarded"]]
+
+
+def test_requests_are_timed_by_operation_and_status() -> None:
+    """Each status that occurred has a histogram."""
+    node = Metrics("n")
+    times = node.requests("ack")
+    for status in (200, 200, 409):
+        times[status].observe(0.002)
+    assert node.requests("ack") is times
+    told = [(operation, status, sum(counts)) for operation, status, counts, _ in node.report()["requests"]]
+    assert told == [("ack", 200, 2), ("ack", 409, 1)]
 
 
 def test_the_number_of_series_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
