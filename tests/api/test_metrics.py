@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Callable
+from functools import partial
 
 import httpx
 from prometheus_client.parser import text_string_to_metric_families
 
 from ojs_fast import __version__
 from tests.support.api import Api, unique_queue
+from tests.support.docker import health_check
 from tests.support.nats import Nats
 from tests.support.server import Server
 
@@ -90,3 +93,14 @@ def test_metrics_need_the_key_and_readiness_does_not(fresh_server: Callable[...,
     assert httpx.get(f"{server.url}/metrics", trust_env=False).status_code == 401
     ready = httpx.get(f"{server.url}/ready", trust_env=False)
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
+
+
+def test_probes_of_docker_and_kubernetes_need_no_key(fresh_server: Callable[..., Server]) -> None:
+    """What docker/Dockerfile runs passes while the server runs, and fails when it does not."""
+    server = fresh_server(env={"OJS_API_KEY": "secret"})
+    for path in ("/ojs/v1/health", "/ready", "/ojs/manifest"):
+        assert httpx.get(f"{server.url}{path}", trust_env=False).status_code == 200
+    check = partial(subprocess.run, health_check(), env={"OJS_PORT": str(server.port)}, capture_output=True, timeout=30)
+    assert check(check=False).returncode == 0
+    server.stop()
+    assert check(check=False).returncode == 1

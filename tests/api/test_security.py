@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from ojs_fast.api.keys import Scope, create_key, revoke_key
+from tests.support.docker import health_check
 from tests.support.processes import free_port, poll
 from tests.support.server import Server
 
@@ -84,6 +85,8 @@ def test_with_a_certificate_the_server_speaks_https_only(tmp_path: Path, fresh_s
                 return False
 
         poll(serves, deadline_s=30)
+        env = {"OJS_PORT": str(server.port), "OJS_TLS_CERT": str(cert)}
+        subprocess.run(health_check(), env=env, check=True, timeout=30)
         with socket.create_connection(("127.0.0.1", server.port), timeout=5) as plain:
             plain.sendall(b"GET /ojs/v1/health HTTP/1.1\r\nHost: x\r\n\r\n")
             with contextlib.suppress(ConnectionResetError):
