@@ -9,12 +9,16 @@ import json
 import logging
 import logging.config
 import sys
+from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
 
 import orjson
 
 COMPONENT = "server"
+
+#: the X-Request-Id of the request that goes on here, b"" outside of requests
+REQUEST_ID: ContextVar[bytes] = ContextVar("request_id", default=b"")
 
 #: Level -> severity text and number of OpenTelemetry's log data model.
 _SEVERITIES = {
@@ -69,6 +73,17 @@ def _dump(line: dict[str, Any]) -> str:
         return json.dumps({key: value if isinstance(value, str | int) else repr(value) for key, value in line.items()})
 
 
+class RequestFilter(logging.Filter):
+    """Adds the request that a line was written in, or that set off what wrote it (ojs-logging section 7.3)."""
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        """Let every record through."""
+        request_id = REQUEST_ID.get()
+        if request_id:
+            record.request_id = request_id.decode("ascii", "replace")
+        return True
+
+
 class TextFormatter(logging.Formatter):
     """A line for human eyes: local time, severity, message, extras; control characters are escaped."""
 
@@ -95,7 +110,15 @@ def dict_config(level: str, log_format: str) -> dict[str, Any]:
         "version": 1,
         "disable_existing_loggers": False,
         "formatters": {"server": {"()": f"{__name__}.{formatter.__name__}"}},
-        "handlers": {"server": {"class": "logging.StreamHandler", "formatter": "server", "stream": "ext://sys.stderr"}},
+        "filters": {"request": {"()": f"{__name__}.{RequestFilter.__name__}"}},
+        "handlers": {
+            "server": {
+                "class": "logging.StreamHandler",
+                "formatter": "server",
+                "filters": ["request"],
+                "stream": "ext://sys.stderr",
+            }
+        },
         "root": {"level": level.upper(), "handlers": ["server"]},
         # Granian's own lines: only what went wrong; requests are not logged
         "loggers": {

@@ -26,6 +26,7 @@ from ojs_fast.core.fetch import Fetcher
 from ojs_fast.core.idempotency import IdempotentRequests
 from ojs_fast.core.inheritance import Inheritance
 from ojs_fast.core.janitor import Janitor
+from ojs_fast.core.job_log import LoggedEvents
 from ojs_fast.core.job_search import JobSearch
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.levels import LEARN, Levels
@@ -112,7 +113,9 @@ class Node:
         self.stores = Stores(self.connection, records, batches, intents, self.work, outbox, EventLog(self.connection))
         self.leases = Leases(self.connection, self.node_id, boot_id, clock)
         self.metrics = Metrics(self.node_id)
-        self.events = Events(self.stores.event_log, self.metrics, self.node_id, clock)
+        self.events = (LoggedEvents if settings.log_level == "debug" else Events)(
+            self.stores.event_log, self.metrics, self.node_id, clock
+        )
         self.queues = Queues(self.connection, clock)
         self.queues.is_current = self.leases.is_current
         self.claims = Claims(clock, steady_ms, outbox, self.node_id)

@@ -38,6 +38,7 @@ from ojs_fast.errors import (
     ValidationFailed,
     invalid_field,
 )
+from ojs_fast.logs import REQUEST_ID
 from ojs_fast.storage.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -276,6 +277,7 @@ class Gate:
 
     async def run(self, handler: Callable[[Request], Awaitable[Reply]], request: Request, scope: Scope | None) -> Reply:
         """Run a handler, open to all if `scope` is None; every exception becomes an OJS error body."""
+        REQUEST_ID.set(request.request_id)
         try:
             version = request.headers.get(b"ojs-version")
             if version is not None and version != VERSION:
@@ -307,7 +309,7 @@ class Gate:
             # It may have closed only its sending side; without an answer Granian would make this a 500.
             return error_reply(InvalidRequest("The connection ended before the request body was complete."), request)
         except Exception:
-            log.exception("unexpected error", extra={"request_id": request.request_id.decode()})
+            log.exception("unexpected error")
             return error_reply(OJSError("Unexpected server error."), request)
 
     def _tell_unavailable(self, error: Unavailable) -> None:

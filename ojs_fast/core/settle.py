@@ -5,7 +5,7 @@ from collections.abc import Callable
 
 from ojs_fast import _core
 from ojs_fast.config import Settings
-from ojs_fast.core import retry
+from ojs_fast.core import job_log, retry
 from ojs_fast.core.checkpoint import drop_checkpoint
 from ojs_fast.core.claims import Claim, Claims, reserved_until_ms
 from ojs_fast.core.clock import NowMs
@@ -107,6 +107,7 @@ class Settler:
                 drop_checkpoint(record)
 
     def _announce_failure(self, record: _core.Record, failure: Failure) -> None:
+        job_log.failed(record, failure)
         code = _core.quote_json(failure.code)
         self._events.job("job.failed", record, f',"error":{{"code":{code}}}')
         if record.state == "retryable":
@@ -296,10 +297,6 @@ class Settler:
             record, _ = await self._settle(job_id, "", "requeue", lambda r, now: apply(r, failure, now))
         except Conflict:
             return
-        log.info(
-            "job taken back from its worker",
-            extra={"ojs.job_id": job_id, "reason": failure.code, "state": record.state},
-        )
         self._announce_failure(record, failure)
 
 

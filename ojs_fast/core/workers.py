@@ -101,7 +101,12 @@ class Workers:
             claims = self._claims.of_worker(worker_id)
             if not claims:
                 continue
-            log.warning("worker %s fell silent; its %d jobs are requeued", worker_id, len(claims))
+            log.warning(
+                "worker %s fell silent; its %d jobs are requeued",
+                worker_id,
+                len(claims),
+                extra={"category": "worker", "ojs.worker_id": worker_id},
+            )
             facts: Facts = {"ojs.worker.id": worker_id, "messaging.batch.message_count": len(claims)}
             with self._tracing.act("ojs.reaper.check", facts):
                 await self._take_back(worker_id, claims)

@@ -114,3 +114,14 @@ def test_the_configuration_reaches_the_workers() -> None:
     """Granian hands it to spawned processes, so it must survive pickling."""
     config = logs.dict_config("info", "text")
     assert pickle.loads(pickle.dumps(config)) == config
+
+
+def test_a_line_carries_the_request_that_it_belongs_to() -> None:
+    """Outside of requests there is no such field."""
+    inside, outside = record(), record()
+    logs.RequestFilter().filter(outside)
+    token = logs.REQUEST_ID.set(b"req_1")
+    logs.RequestFilter().filter(inside)
+    logs.REQUEST_ID.reset(token)
+    assert as_json(inside)["request_id"] == "req_1"
+    assert "request_id" not in as_json(outside)

@@ -142,21 +142,22 @@ class Driver:
             await asyncio.wait([turn], timeout=limit_s)
 
     async def _run(self, workflow_id: str) -> None:
+        about = {"ojs.workflow_id": workflow_id}
         try:
             while work := self._work.pop(workflow_id, None):
                 try:
                     await self._turn(workflow_id, work)
                 except (Unavailable, RevisionConflict, BackendUnavailable) as error:
-                    log.info("workflow %s is driven again: %s", workflow_id, error)
+                    log.info("workflow is driven again: %s", error, extra=about)
                     work.absorb(self._work.pop(workflow_id, _Work()))
                     self._work[workflow_id] = work
                     await self._stores.connection.wait_up()
                     await asyncio.sleep(AGAIN_S)
                 except OJSError as error:
                     # It left the store meanwhile, or a job does not fit any more.
-                    log.warning("workflow %s is left to the audit: %s", workflow_id, error)
+                    log.warning("workflow is left to the audit: %s", error, extra=about)
                 except Exception:
-                    log.exception("workflow %s could not be driven; the audit tries again", workflow_id)
+                    log.exception("workflow could not be driven; the audit tries again", extra=about)
         finally:
             self._turns.pop(workflow_id, None)
 

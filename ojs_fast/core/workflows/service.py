@@ -56,7 +56,7 @@ class Workflows:
         try:
             await self._driver.begin(run)
         except (Unavailable, BackendUnavailable) as error:
-            log.warning("workflow %s starts late: %s", run.header.id, error)
+            log.warning("workflow starts late: %s", error, extra={"ojs.workflow_id": run.header.id})
             self._driver.look(run.header.id)
         return run.header.id, await self._view.whole(run, 0, steps_shown)
 

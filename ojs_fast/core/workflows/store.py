@@ -130,7 +130,9 @@ class WorkflowStore:
         except (ValueError, TypeError) as error:
             if workflow_id not in self._foreign:
                 self._foreign.add(workflow_id)
-                log.error("a foreign entry in ojs-workflows is left alone: %s", error, extra={"key": workflow_id})
+                log.error(
+                    "a foreign entry in ojs-workflows is left alone: %s", error, extra={"ojs.workflow_id": workflow_id}
+                )
             return None
 
     async def load(self, workflow_id: str) -> Run:
