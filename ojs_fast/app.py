@@ -201,7 +201,11 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
     if settings.is_traced:
         from ojs_fast.otel import Otel  # without the extra the SDK is not installed
 
-        otel = Otel(settings, node_id)
+        try:
+            otel = Otel(settings, node_id)
+        except ValueError as error:
+            print(f"ojs-fast: cannot start: a variable OTEL_... is wrong: {error}", file=sys.stderr, flush=True)  # noqa: T201 - as above
+            raise
     node = Node(settings, node_id=node_id, boot_id=boot_id, tracing=otel)
     table = routes(
         JobHandlers(node.jobs, node.priorities, node.queues, node.limits, node.idempotent),
