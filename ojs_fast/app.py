@@ -104,6 +104,9 @@ class OjsApplication(Application):
             granians = signal.getsignal(signum)
 
             def handle(signum: int, frame: FrameType | None, granians: Any = granians) -> None:
+                if not loop.is_running():  # Granian runs it twice, and uvloop loses what comes in between
+                    loop.call_soon_threadsafe(signal.raise_signal, signum)
+                    return
                 loop.call_soon_threadsafe(self._node.live.end)
                 if callable(granians):
                     granians(signum, frame)

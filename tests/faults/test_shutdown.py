@@ -14,6 +14,7 @@ from tests.support.api import Api, unique_queue
 from tests.support.nats import Nats
 from tests.support.processes import poll
 from tests.support.server import Server
+from tests.support.slow_start import BETWEEN
 
 TIMEOUT_MS = 2000
 # Of a request that waits much longer than that for room in a bounded queue.
@@ -71,3 +72,15 @@ def test_what_takes_too_long_is_given_up(fresh_server: Callable[..., Server]) ->
         [job] = poll(lambda: api.fetch(queue), what="the job is there")
         api.ack(job["id"])
         assert api.fetch(queue) == []
+
+
+def test_a_signal_right_after_the_start_is_not_lost() -> None:
+    """It comes while Granian has ended its first run of the event loop and not begun the second."""
+    server = Server(module="tests.support.slow_start")
+    try:
+        server.launch()
+        poll(lambda: BETWEEN in server.log(), what="the worker has started")
+        server.stop()
+        assert "refused to gracefully stop" not in server.log()
+    finally:
+        server.close()
