@@ -115,7 +115,7 @@ class Complaints(logging.Handler):
         self._untold += 1
         now = time.monotonic()
         if now - self._told_s >= COMPLAIN_EVERY_S:
-            log.warning("traces are not delivered: %s", record.getMessage(), extra={"complaints": self._untold})
+            log.warning("OpenTelemetry complains: %s", record.getMessage(), extra={"complaints": self._untold})
             self._untold, self._told_s = 0, now
 
     def close(self) -> None:
