@@ -12,14 +12,16 @@ import pytest
 
 from tests.support.api import Api, unique_queue
 from tests.support.nats import Nats
-from tests.support.processes import poll
+from tests.support.processes import poll, unread_bytes
 from tests.support.server import Server
 from tests.support.slow_start import BETWEEN
 
 TIMEOUT_MS = 2000
 # Of a request that waits much longer than that for room in a bounded queue.
 BLOCKED_S = 60
-# Nothing tells that a request has arrived, or that a signal has.
+# Longer than all that a server sends to NATS by itself meanwhile.
+LONG = 30_000
+# Nothing tells that a request waits for room, or that a signal has arrived.
 UNDER_WAY_S = 0.3
 
 pytestmark = [pytest.mark.faults]
@@ -48,8 +50,8 @@ def test_a_request_under_way_is_finished() -> None:
         with Api(server.url) as api:
             api.enqueue(queue)
             nats.pause()
-            waiting = pool.submit(api.enqueue, queue)
-            time.sleep(UNDER_WAY_S)
+            waiting = pool.submit(api.enqueue, queue, args=["x" * LONG])
+            poll(lambda: unread_bytes(nats.port) > LONG, what="the job is on its way to NATS")
             server.send(signal.SIGTERM)
             time.sleep(UNDER_WAY_S)
             nats.resume()

@@ -77,6 +77,13 @@ def rss_bytes(pid: int) -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
+def unread_bytes(port: int) -> int:
+    """What the process that listens on a loopback port was sent and has not read yet."""
+    lines = Path("/proc/net/tcp").read_text(encoding="ascii").splitlines()[1:]
+    fields = [line.split() for line in lines]
+    return sum(int(one[4].partition(":")[2], 16) for one in fields if int(one[1].partition(":")[2], 16) == port)
+
+
 def free_port() -> int:
     """Return a TCP port that nobody listens on."""
     chooser = random.SystemRandom()  # Hypothesis seeds the common one: every worker would draw the same ports

@@ -486,6 +486,7 @@ anything = st.recursive(
 @example({"meta": {"test_directive": "x", "n": float("inf")}}, {"type": "a", "args": []})
 @example({"retry": {"max_attempts": 10**400}}, {"type": "a", "args": []})
 @example({"retry": {"x": float("inf")}}, {"type": "a", "args": []})
+@example({"unique": {}}, {"type": "a", "args": []})
 def test_any_object_is_taken_or_refused_by_name(members: dict[str, Any], required: dict[str, Any]) -> None:
     """Whatever the members are, the outcome is a job or an error that names a field."""
     body = json.dumps(members | required).replace("Infinity", "1e400").encode()
@@ -500,6 +501,10 @@ def test_any_object_is_taken_or_refused_by_name(members: dict[str, Any], require
     except EnvelopeError as error:
         batch = []
         assert error.field.startswith("jobs[0]")  # noqa: PT017 - as above
+    for record in batch:
+        if record.extra and "unique" in record.extra:  # as it was written, and where
+            at, policy = record.extra["unique"]
+            record.extra = {**record.extra, "unique": [at.removeprefix("jobs[0]."), policy]}
     assert [record.serialize() for record in batch] == [record.serialize() for record in records]
     for record in records:
         stored = record.serialize()
