@@ -21,7 +21,7 @@ INTERNAL_NATS_URL = "OJS_INTERNAL_NATS_URL"
 INTERNAL_BOOT_ID = "OJS_INTERNAL_BOOT_ID"
 
 #: `OJS_*` variables that are no settings but no mistakes either (tests, the build, the official SDKs).
-_FOREIGN = frozenset({INTERNAL_NATS_URL, INTERNAL_BOOT_ID, "OJS_URL", "OJS_DEBUG"})
+_FOREIGN = frozenset({INTERNAL_NATS_URL, INTERNAL_BOOT_ID, "OJS_URL", "OJS_CA", "OJS_DEBUG"})
 
 #: JetStream's file store refuses records over 32 MiB (measured, 2.15.1); a record holds the arguments and
 #: the result, each as large as one body, and what the server adds.

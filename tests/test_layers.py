@@ -10,7 +10,7 @@ import ojs_fast
 ROOT = Path(ojs_fast.__file__).parent
 FILES = sorted(ROOT.rglob("*.py"))
 # What may see every layer: they put the parts together, and nothing imports them but one another.
-ROOTS = {"ojs_fast.__main__", "ojs_fast.app", "ojs_fast.node", "ojs_fast.otel", "ojs_fast.serve"}
+ROOTS = {"ojs_fast.__main__", "ojs_fast.app", "ojs_fast.cli", "ojs_fast.node", "ojs_fast.otel", "ojs_fast.serve"}
 LEAVES = {"ojs_fast._core", "ojs_fast.errors", "ojs_fast.config", "ojs_fast.logs"}
 LAYERS = ("ojs_fast.storage", "ojs_fast.core", "ojs_fast.api")
 HTTP_LIBRARIES = {"blacksheep", "granian", "httpx", "http", "uvicorn"}
@@ -46,6 +46,8 @@ def layer(name: str) -> str:
     for one in LAYERS:
         if name == one or name.startswith(one + "."):
             return one
+    if name.startswith("ojs_fast.cli."):
+        return "ojs_fast.cli"
     return name if name in ROOTS | LEAVES else ""
 
 

@@ -10,7 +10,7 @@ import pytest
 from click.testing import CliRunner
 
 from ojs_fast import __version__
-from ojs_fast.__main__ import main
+from ojs_fast.cli.main import main
 from ojs_fast.config import TABLE, Settings, SettingsError, markdown_table, mask_nats_url
 
 README = Path(__file__).parents[2] / "README.md"
