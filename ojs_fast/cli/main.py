@@ -16,6 +16,8 @@ COMMANDS = {
     "serve": "server.serve",
     "check": "server.check",
     "keys": "keys.keys",
+    "backup": "backup.backup",
+    "restore": "backup.restore",
     "enqueue": "enqueue.enqueue",
     "fetch": "fetch.fetch",
     "job": "jobs.job",

@@ -75,7 +75,8 @@ class Queue:
         return queue_config.rules(self.config)
 
 
-def _parse(value: dict[str, Any]) -> Queue:
+def parse_entry(value: dict[str, Any]) -> Queue:
+    """Read a value in `ojs-queues`."""
     levels = tuple(sorted(value.get("levels", [0]), reverse=True))
     return Queue(
         value["name"],
@@ -148,7 +149,7 @@ class Queues:
             if known and known[1] < revision:
                 self._unlearn(name)
         elif known is None or known[1] < revision:
-            self._learn(_parse(orjson.loads(value)), revision)
+            self._learn(parse_entry(orjson.loads(value)), revision)
 
     def knows(self, name: str, priority: int) -> bool:
         """True when workers everywhere look at this level of this queue."""
@@ -205,7 +206,7 @@ class Queues:
         key = names.encode_token(name)
         for _ in range(20):
             value, revision = await self._bucket.last(key)
-            queue = _parse(value) if value else Queue(name, self._clock())
+            queue = parse_entry(value) if value else Queue(name, self._clock())
             if add_level is not None and add_level not in queue.levels:
                 levels = tuple(sorted({*queue.levels, add_level}, reverse=True))
                 # Nobody can have an outdated view of a queue that never was: who does not know it asks NATS.

@@ -9,6 +9,8 @@ from functools import lru_cache
 WORK_STREAM = "OJS"
 EVENT_STREAM = "OJS_EVENTS"
 STATS_STREAM = "OJS_STATS"
+# There while a restore has not finished; no server starts then.
+RESTORE_STREAM = "OJS_RESTORE"
 
 # Plain NATS: nodes tell one another which limit key they changed.
 LIMITS_SUBJECT = "ojs.limits"

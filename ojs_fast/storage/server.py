@@ -404,6 +404,23 @@ class _PortTaken(Exception):
     """Something else listens on the port chosen for nats-server."""
 
 
+def running_url(data_dir: Path) -> str:
+    """Address and token of the nats-server that another process runs on this directory; "" when none does."""
+    try:
+        fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return ""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        text = (data_dir / "nats-server.conf").read_text(encoding="utf-8")
+        port, token = re.search(r"^port: (\d+)$", text, re.MULTILINE), re.search(r'token: "(\w+)"', text)
+        return f"nats://{token[1]}@127.0.0.1:{port[1]}" if port and token else ""
+    finally:
+        os.close(fd)
+    return ""
+
+
 def _candidate_ports() -> Iterator[int]:
     """Yield random ports below the ephemeral range.
 

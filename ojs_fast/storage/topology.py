@@ -33,6 +33,9 @@ def _stream(name: str, subjects: list[str], replicas: int, **settings: Any) -> d
     }
 
 
+MARKER = _stream(names.RESTORE_STREAM, ["ojs.restore"], 1)
+
+
 def streams(replicas: int, events_max_age_s: int, events_max_bytes: int) -> list[dict[str, Any]]:
     """The configuration of every stream, in order of creation (DESIGN, storage map)."""
     wanted = [
@@ -73,7 +76,8 @@ def streams(replicas: int, events_max_age_s: int, events_max_bytes: int) -> list
 async def ensure(connection: Connection, wanted: list[dict[str, Any]]) -> list[str]:
     """Create what is missing and adopt what fits; a subject of each stream that takes atomic batches.
 
-    Tells the connection whether the streams have replicas. Raises TopologyError or Unavailable.
+    Tells the connection whether the streams have replicas. Raises TopologyError, also when a restore
+    into this NATS has not finished, or Unavailable.
     """
     atomic: list[str] = []
     for config in wanted:
@@ -88,7 +92,22 @@ async def ensure(connection: Connection, wanted: list[dict[str, Any]]) -> list[s
         connection.is_replicated |= found.get("num_replicas", 1) > 1
         if config.get("allow_atomic"):
             atomic.append(config["subjects"][0])
+    # Behind all: a restore that begins at this moment sees the streams, or its marker is seen here.
+    if await unfinished_restore(connection):
+        raise TopologyError(
+            "A restore into this NATS did not finish, so most jobs are missing. "
+            "Run `ojs-fast restore` with the same backup again: it starts over."
+        )
     return atomic
+
+
+async def unfinished_restore(connection: Connection) -> bool:
+    """Whether a restore began and has not ended. Raises Unavailable."""
+    answer = await connection.api(f"STREAM.INFO.{names.RESTORE_STREAM}")
+    error = answer.get("error")
+    if error and error.get("err_code") != STREAM_NOT_FOUND:
+        raise Unavailable(f"JetStream: {error.get('description')} (error {error.get('err_code')})")
+    return not error
 
 
 async def _adopt(connection: Connection, wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

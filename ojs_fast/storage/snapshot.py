@@ -1,0 +1,163 @@
+"""A backup of what nothing else tells: each stream is read as the log that it is, up to the same moment.
+
+A stream with one message per subject is read by sequence. Whatever is written meanwhile comes behind, so whoever has
+caught up has the last message of every subject. All streams are read once, then in rounds, until two rounds found
+nothing new: then the whole is of one instant. Under load rounds always find something; after ROUNDS of them what the
+streams are apart is a few milliseconds, as after a crash, and a subject could be missing only if it had been written
+again in every one of them. JetStream's own snapshots lose subjects that are written meanwhile (docs/design.md).
+"""
+
+from __future__ import annotations
+
+import base64
+import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from ojs_fast import _core
+from ojs_fast.storage import names, topology
+from ojs_fast.storage.archive import ArchiveWriter, Entry
+from ojs_fast.storage.connection import NO_MESSAGE_FOUND, Connection
+from ojs_fast.storage.errors import TopologyError, Unavailable
+
+READ_AT_ONCE = 500
+READ_BYTES = 8 * 1024 * 1024
+FROM_LEADER_AT_ONCE = 100
+ROUNDS = 100
+QUIET_ROUNDS = 2
+
+# What a crash may leave behind is the order here: a workflow and the counts as they were before the job, its queue,
+# lock and key as they are behind it. Cron is read on both sides, because it must not have moved in between.
+BEFORE = (names.NODES, names.TALLIES, names.WORKFLOWS, names.CRON)
+BEHIND = (names.CRON, names.QUEUES, names.UNIQUE, names.LIMITS, names.ACTIVE)
+BUCKETS = tuple(dict.fromkeys((*BEFORE, names.JOBS, *BEHIND)))
+
+
+@dataclass(slots=True)
+class _Log:
+    """How far one stream was read. `began_at`: its last sequence when the backup began."""
+
+    stream: str
+    began_at: int
+    position: int = 0
+    messages: int = 0
+
+
+class Snapshot:
+    """Reads the streams into an archive."""
+
+    def __init__(self, connection: Connection, archive: ArchiveWriter, progress: Callable[[int], None]) -> None:
+        """`progress` gets numbers of messages."""
+        self._connection = connection
+        self._archive = archive
+        self._progress = progress
+        self._logs: dict[str, _Log] = {}
+        self._last: dict[str, int] = {}
+
+    async def begin(self) -> int:
+        """Look at all streams; how many messages there are to read. Raises TopologyError, Unavailable."""
+        if await topology.unfinished_restore(self._connection):
+            raise TopologyError("a restore into this NATS has not finished: run `ojs-fast restore` again first")
+        total = 0
+        for stream in (names.WORK_STREAM, names.EVENT_STREAM, *map(names.bucket_stream, names.BUCKETS)):
+            info = await self._connection.api(f"STREAM.INFO.{stream}")
+            if info.get("error", {}).get("err_code") == topology.STREAM_NOT_FOUND:
+                raise TopologyError(
+                    f"this NATS has no stream {stream}, so no ojs-fast server has run on it; check NATS_URL or "
+                    "OJS_DATA_DIR"
+                )
+            if "error" in info:
+                raise Unavailable(f"stream info failed: {info['error'].get('description')}")
+            self._connection.is_replicated |= info["config"].get("num_replicas", 1) > 1
+            self._last[stream] = info["state"]["last_seq"]
+            if stream in {names.bucket_stream(bucket) for bucket in BUCKETS}:
+                self._logs[stream] = _Log(stream, info["state"]["last_seq"])
+                total += info["state"]["messages"]
+        return total
+
+    async def run(self) -> dict[str, Any]:
+        """Read everything; what the manifest tells about it. Raises Unavailable, OSError."""
+        for bucket in BUCKETS:
+            while await self._read(bucket):
+                pass
+        instant, is_exact = await self._rounds()
+        for log in self._logs.values():
+            self._last[log.stream] = max(self._last[log.stream], log.position)
+        return {
+            "instant": instant,
+            "is_one_instant": is_exact,
+            "last_sequences": self._last,
+            "messages": {log.stream: log.messages for log in self._logs.values()},
+        }
+
+    async def _rounds(self) -> tuple[str, bool]:
+        quiet = rounds = 0
+        while True:
+            instant = str((await self._connection.stream_info(names.bucket_stream(names.JOBS)))["ts"])
+            found = [await self._read(bucket) for bucket in BEFORE]
+            found.append(await self._read(names.JOBS))
+            found += [await self._read(bucket) for bucket in BEHIND]
+            has_cron_moved = found[len(BEFORE) + 1] > 0
+            # Leases are renewed all the time and say nothing that must agree with the rest.
+            quiet = 0 if any(found[1:]) else quiet + 1
+            rounds += 1
+            if quiet == QUIET_ROUNDS:
+                return instant, True
+            if rounds >= ROUNDS and (not has_cron_moved or rounds >= 2 * ROUNDS):
+                return instant, False
+
+    async def _read(self, bucket: str) -> int:
+        """Read on in one stream; how many messages there were. Raises Unavailable, OSError."""
+        log = self._logs[names.bucket_stream(bucket)]
+        entries = await self._page(log)
+        for entry in entries:
+            self._archive.add(log.stream, entry, is_late=entry.sequence > log.began_at)
+            log.position = entry.sequence
+        log.messages += len(entries)
+        self._progress(len(entries))
+        return len(entries)
+
+    async def _page(self, log: _Log) -> list[Entry]:
+        query = {"next_by_subj": ">", "seq": log.position + 1, "batch": READ_AT_ONCE, "max_bytes": READ_BYTES}
+        found = [_entry(message) for message in await self._connection.get_batch(log.stream, query)]
+        if found or not self._connection.is_replicated:
+            return found
+        # The replica that answered may lag behind: what comes now only the leader knows.
+        return await self._page_of_leader(log)
+
+    async def _page_of_leader(self, log: _Log) -> list[Entry]:
+        found: list[Entry] = []
+        after = log.position
+        while len(found) < FROM_LEADER_AT_ONCE:
+            answer = await self._connection.api(f"STREAM.MSG.GET.{log.stream}", {"seq": after + 1, "next_by_subj": ">"})
+            if answer.get("error", {}).get("err_code") == NO_MESSAGE_FOUND:
+                break
+            if "error" in answer:
+                raise Unavailable(f"reading {log.stream} failed: {answer['error'].get('description')}")
+            found.append(_entry_of_leader(answer["message"]))
+            after = found[-1].sequence
+        return found
+
+
+def _entry(message: _core.WireMessage) -> Entry:
+    return Entry(
+        message.sequence,
+        _core.parse_rfc3339_ms(message.header("Nats-Time-Stamp")),
+        message.header("Nats-TTL"),
+        message.stored_subject,
+        message.data,
+        not message.is_live,
+    )
+
+
+def _entry_of_leader(message: dict[str, Any]) -> Entry:
+    fields = dict(re.findall(rb"\r\n([^:\r\n]+): *([^\r\n]*)", base64.b64decode(message.get("hdrs", ""))))
+    return Entry(
+        int(message["seq"]),
+        _core.parse_rfc3339_ms(message["time"]),
+        fields.get(b"Nats-TTL", b"").decode(),
+        message["subject"],
+        base64.b64decode(message.get("data", "")),
+        b"KV-Operation" in fields or b"Nats-Marker-Reason" in fields,
+    )
