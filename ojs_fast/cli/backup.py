@@ -65,7 +65,8 @@ def backup(*, path: Path, force: bool, as_json: bool) -> None:
     about |= {"file": str(path), "bytes": size}
     count = about["messages"][names.bucket_stream(names.JOBS)]
     how = "of one instant" if about["is_one_instant"] else "of a few milliseconds"
-    Output(as_json=as_json).done(about, f"{path}: {count} messages of ojs-jobs, {size} bytes, {about['instant']} ({how})")
+    sentence = f"{path}: {count} messages of ojs-jobs, {size} bytes, as of {about['instant']} ({how})"
+    Output(as_json=as_json).done(about, sentence)
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from ojs_fast.cli.client import Body, Client, segment
 from ojs_fast.cli.jobs import FIELDS
 from ojs_fast.cli.options import Command, asks_server, confirm, limit_option, yes_option
 from ojs_fast.cli.output import Output
+from ojs_fast.cli.times import MOMENT
 
 COLUMNS = (
     ("ID", "id"),
@@ -22,7 +23,7 @@ COLUMNS = (
 def filtered(command: Command) -> Command:
     """Options that choose dead letters by what they are like."""
     for option in (
-        click.option("--older-than", default="", metavar="TIME", help="RFC 3339, or a duration such as P30D."),
+        click.option("--older-than", default="", type=MOMENT, help="Only from before: RFC 3339, or how long ago: 30d."),
         click.option("--error-type", default="", help="Only with this type of error."),
         click.option("--type", "type_", default="", help="Only of this type."),
         click.option("--queue", default="", help="Only of this queue."),
@@ -40,7 +41,7 @@ def dead_letter() -> None:
       ojs-fast dead-letter list --queue email
       ojs-fast dead-letter retry 0192d3a4-5b6c-7d8e-9f00-112233445566
       ojs-fast dead-letter retry --all --queue email --yes
-      ojs-fast dead-letter purge --older-than P30D --yes
+      ojs-fast dead-letter purge --older-than 30d --yes
     """
 
 

@@ -17,13 +17,12 @@ from ojs_fast.cli.client import Body, Client, NoServer, ServerSaid, parse_json
 from ojs_fast.cli.exact import dump_exactly, parse_exactly
 from ojs_fast.cli.options import asks_server
 from ojs_fast.cli.output import Output, progress
+from ojs_fast.cli.times import span
 
 BATCH_BYTES = 4 * 1024 * 1024
 TRIES = 6
 LONGEST_PAUSE_S = 30.0
 WORTH_A_REPEAT = (429, 502, 503, 504)
-_DELAY = re.compile(r"(\d+)(ms|s|m|h|d)")
-_ISO = {"s": "PT{}S", "m": "PT{}M", "h": "PT{}H", "d": "P{}D"}
 
 Lines = list[tuple[int, bytes]]
 
@@ -149,11 +148,10 @@ def _json_or_text(text: str) -> Any:
 
 
 def _moment(delay: str) -> str:
-    match = _DELAY.fullmatch(delay)
-    if match is None:
+    after = span(delay)
+    if after is None:
         return "+" + delay.removeprefix("+").upper()  # an ISO 8601 duration, which the server checks
-    amount, unit = match.groups()
-    return f"+PT{int(amount) / 1000:.3f}S" if unit == "ms" else "+" + _ISO[unit].format(amount)
+    return f"+PT{after.total_seconds():.3f}S"
 
 
 # -- files ---------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ import click
 from ojs_fast.cli.client import PAGE, Body, Client, ServerSaid, segment
 from ojs_fast.cli.options import asks_server, limit_option
 from ojs_fast.cli.output import Output
+from ojs_fast.cli.times import MOMENT
 
 STATES = ("pending", "scheduled", "available", "active", "retryable", "completed", "discarded", "cancelled")
 COLUMNS = (
@@ -80,10 +81,8 @@ def show(*, client: Client, output: Output, ids: tuple[str, ...]) -> None:
 @click.option("--queue", default="", help="Only of this queue.")
 @click.option("--state", type=click.Choice(STATES), help="Only in this state.")
 @click.option("--type", "type_", default="", help="Only of this type; may end in *.")
-@click.option(
-    "--since", default="", metavar="TIME", help="Created at or after: RFC 3339, such as 2030-01-31T08:00:00Z."
-)
-@click.option("--until", default="", metavar="TIME", help="Created before.")
+@click.option("--since", default="", type=MOMENT, help="Created since then: RFC 3339, or how long ago: 90s, 1h, 7d.")
+@click.option("--until", default="", type=MOMENT, help="Created before.")
 @click.option("--order", type=click.Choice(["desc", "asc"]), default="desc", help="Newest (desc) or oldest first.")
 @limit_option
 @asks_server
@@ -135,15 +134,15 @@ def activate(*, client: Client, output: Output, ids: tuple[str, ...]) -> None:
 
 
 @job.command()
-@click.argument("priority", type=click.IntRange(-100, 100))
 @_IDS
+@click.option("--to", "priority", type=click.IntRange(-100, 100), required=True, help="From -100 to 100, higher first.")
 @asks_server
 def priority(*, client: Client, output: Output, priority: int, ids: tuple[str, ...]) -> None:
-    """Give waiting jobs another priority, from -100 to 100, higher first (`--` goes before a negative one).
+    """Give waiting jobs another priority.
 
     \b
     Example:
-      ojs-fast job priority 50 0192d3a4-5b6c-7d8e-9f00-112233445566
+      ojs-fast job priority 0192d3a4-5b6c-7d8e-9f00-112233445566 --to 50
     """
     _each(client, output, ids, "PATCH", "/jobs/{}", f"has priority {priority}", {"priority": priority})
 

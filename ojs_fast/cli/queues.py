@@ -11,6 +11,7 @@ import click
 from ojs_fast.cli.client import PAGE, Body, Client, parse_json, segment
 from ojs_fast.cli.options import asks_server, confirm, yes_option
 from ojs_fast.cli.output import Output
+from ojs_fast.cli.times import MOMENT
 
 COUNTED = ("available", "active", "scheduled", "retryable", "completed", "discarded", "cancelled")
 COLUMNS = (
@@ -99,7 +100,7 @@ def resume(*, client: Client, output: Output, names: tuple[str, ...]) -> None:
 @queues.command()
 @_NAME
 @click.option("--state", "states", multiple=True, type=click.Choice(PURGEABLE), help="Repeatable.")
-@click.option("--older-than", metavar="TIME", help="Only jobs older than this: RFC 3339, or a duration such as P7D.")
+@click.option("--older-than", type=MOMENT, help="Only jobs from before: RFC 3339, or how long ago: 90s, 7d.")
 @yes_option
 @asks_server
 def purge(
