@@ -24,6 +24,8 @@ TRIES = 6
 LONGEST_PAUSE_S = 30.0
 WORTH_A_REPEAT = (429, 502, 503, 504)
 
+CONFLICTS = ("reject", "ignore", "replace", "replace_except_schedule")
+
 Lines = list[tuple[int, bytes]]
 
 
@@ -40,7 +42,11 @@ Lines = list[tuple[int, bytes]]
     "--unique", metavar="KEYS", help="Not while a job with the same KEYS waits or runs: type,queue,args,meta."
 )
 @click.option("--unique-period", metavar="DURATION", help="For how long, such as PT1H.")
-@click.option("--on-conflict", type=click.Choice(["reject", "ignore", "replace", "replace_except_schedule"]))
+@click.option(
+    "--on-conflict",
+    type=click.Choice(["reject", "ignore", "replace", "replace_except_schedule"]),
+    help="What a duplicate does.  [default: reject]",
+)
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Repeatable; VALUE is JSON, or a text.")
 @click.option("--tag", "tags", multiple=True, help="Repeatable.")
 @click.option("--id", "job_id", help="A UUIDv7 of your own.")
