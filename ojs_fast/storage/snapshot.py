@@ -21,10 +21,10 @@ from ojs_fast.storage.archive import ArchiveWriter, Entry
 from ojs_fast.storage.connection import NO_MESSAGE_FOUND, Connection
 from ojs_fast.storage.errors import TopologyError, Unavailable
 
-READ_AT_ONCE = 500
+READ_AT_ONCE = 5000
 READ_BYTES = 8 * 1024 * 1024
 FROM_LEADER_AT_ONCE = 100
-ROUNDS = 100
+ROUNDS = 50
 QUIET_ROUNDS = 2
 
 # What a crash may leave behind is the order here: a workflow and the counts as they were before the job, its queue,

@@ -15,32 +15,14 @@ import nats.js.errors
 import pytest
 
 from ojs_fast.storage.archive import ArchiveWriter, BadArchive, Entry, open_archive
+from tests.cli.backups import STATES, back_up_under_load, cli_of, compare_and_drain, counts, reconciled
 from tests.cli.command import COMMAND, Cli
 from tests.support.api import Api, ApiError, job_request
-from tests.support.load import Ledger, connections
 from tests.support.nats import Nats
 from tests.support.processes import poll
 from tests.support.server import Server
 
 MakeServer = Callable[..., Server]
-STATES = ("available", "active", "scheduled", "retryable", "completed", "discarded", "cancelled")
-LOAD_S = 0.5
-
-
-def cli_of(data_dir: Path, **env: str) -> Cli:
-    """Give the command with the settings of a server on that directory."""
-    return Cli(OJS_DATA_DIR=str(data_dir), **{"OJS_DURABILITY": "interval", **env})
-
-
-def counts(api: Api, queue: str) -> dict[str, int]:
-    """Give the numbers of a queue's jobs by state."""
-    stats = api.call("GET", f"/queues/{queue}/stats")["stats"]
-    return {state: stats[state] for state in STATES}
-
-
-def reconciled(server: Server) -> None:
-    """Wait until the server has repaired what the dead nodes of the backup left."""
-    poll(lambda: "reconciled:" in server.log(), what="the restored jobs are taken over")
 
 
 async def test_a_backup_under_load_holds_all_that_was_acknowledged_before_it(
@@ -48,49 +30,10 @@ async def test_a_backup_under_load_holds_all_that_was_acknowledged_before_it(
 ) -> None:
     """Every job of before is there afterwards, what was completed stays so, and everything that waits completes."""
     server = fresh_server()
-    ledger, stopped = Ledger(), False
-    async with connections(server.url, 4) as https:
-        loads = [asyncio.create_task(ledger.produce(http, "q", lambda: stopped, 100_000)) for http in https[:2]]
-        loads += [asyncio.create_task(ledger.work(http, "q", lambda: stopped)) for http in https[2:]]
-        await asyncio.sleep(LOAD_S)
-        before, completed = set(ledger.enqueued), set(ledger.acknowledged)
-        process = await asyncio.create_subprocess_exec(
-            *COMMAND, "backup", str(tmp_path / "b.tar"), "--json", env=cli_of(server.data_dir).env
-        )
-        assert await process.wait() == 0
-        after = set(ledger.enqueued)
-        stopped = True
-        await asyncio.gather(*loads)
+    before = await back_up_under_load(server, cli_of(server.data_dir), tmp_path / "b.tar")
     server.kill()
-    assert before
-    assert completed
-    assert after > before, "there was load while the backup was made"
-
     cli_of(tmp_path / "new").run("restore", str(tmp_path / "b.tar"))
-    restored = fresh_server(tmp_path / "new")
-    reconciled(restored)
-    rest = Ledger()
-    with Api(restored.url) as api:
-        jobs = {one["id"]: one["state"] for one in api_jobs(api, "q")}
-        assert before <= set(jobs)
-        assert {jobs[job_id] for job_id in completed} == {"completed"}
-        rest.enqueued = set(jobs)
-        rest.completed = {job_id for job_id, state in jobs.items() if state == "completed"}
-        rest.acknowledged = set(rest.completed)  # delivered again, they would fail
-        async with connections(restored.url, 4) as https:
-            await rest.finish(https, "q", 30)
-        assert {one["state"] for one in api_jobs(api, "q")} == {"completed"}
-        assert counts(api, "q") == {**dict.fromkeys(STATES, 0), "completed": len(jobs)}
-
-
-def api_jobs(api: Api, queue: str) -> list[dict[str, Any]]:
-    """Give all jobs of a queue in pages of a hundred."""
-    found: list[dict[str, Any]] = []
-    while True:
-        page = api.call("GET", "/admin/jobs", params={"queue": queue, "per_page": 100, "page": len(found) // 100 + 1})
-        found += page["items"]
-        if len(page["items"]) < 100:
-            return found
+    await compare_and_drain(fresh_server(tmp_path / "new"), before)
 
 
 def fill(api: Api) -> dict[str, Any]:
