@@ -20,6 +20,7 @@ COMMANDS = {
     "restore": "backup.restore",
     "enqueue": "enqueue.enqueue",
     "fetch": "fetch.fetch",
+    "work": "work.work",
     "job": "jobs.job",
     "queues": "queues.queues",
     "cron": "cron.cron",
