@@ -146,7 +146,8 @@ def _nats_of_restore(settings: Settings) -> Iterator[_Place]:
     if not settings.is_embedded:
         yield _external(settings)
         return
-    with EmbeddedNats(settings.data_dir, durability=settings.durability) as nats:
+    # Whatever the setting: a power cut must not leave data without the marker, nor take the marker before the data.
+    with EmbeddedNats(settings.data_dir, durability="always") as nats:
         yield [nats.url], None
 
 
@@ -165,7 +166,7 @@ async def _restore(settings: Settings, place: _Place, archive: Archive) -> int:
         if await refill.begin(wanted):
             click.echo("A restore that was interrupted is begun again.", err=True)
         connection.is_replicated = settings.nats_replicas > 1
-        if settings.is_embedded and settings.durability == "always":
+        if settings.is_embedded:
             connection.commit_in_groups(config["subjects"][0] for config in wanted if config.get("allow_atomic"))
         work = WorkQueue(connection, Recounts(connection), settings.nats_replicas)
         work.open()

@@ -20,6 +20,7 @@ import orjson
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.counts import Counts
+from ojs_fast.core.limits import PERMIT
 from ojs_fast.core.own import own_record
 from ojs_fast.core.queues import Queue, parse_entry
 from ojs_fast.core.tallies import BASE, MARKS, parse_marks
@@ -36,7 +37,7 @@ from ojs_fast.storage.work import WorkQueue
 
 AT_ONCE = 500
 AT_ONCE_BYTES = 8 * 1024 * 1024
-COPIED = (names.CRON, names.QUEUES, names.LIMITS, names.ACTIVE)
+COPIED = (names.CRON, names.QUEUES, names.ACTIVE)
 # What restored records tell about their counting: none of the nodes that live or die later has this name.
 COUNTED_BY = "restored"
 # NATS tells its consumers of a message beside acknowledging it.
@@ -70,6 +71,8 @@ class Restore:
         self._totals: defaultdict[str, Counts] = defaultdict(Counts)
         # Queue → priorities of its jobs that have not ended.
         self._levels: defaultdict[str, set[int]] = defaultdict(set)
+        # Limit key → job id → permit, of active jobs.
+        self._permits: defaultdict[str, dict[str, str]] = defaultdict(dict)
         self.jobs = 0
 
     async def run(self) -> None:
@@ -84,6 +87,7 @@ class Restore:
         self._read_tallies()
         for entries in _groups(self._entries(names.JOBS)):
             await self._restore_jobs(entries)
+        await self._copy(map(self._with_permits, self._entries(names.LIMITS)))
         await self._restore_totals()
         await self._restore_levels()
 
@@ -118,6 +122,15 @@ class Restore:
         value = _decoded(entry.data)
         kept = {name: value[name] for name in ("digest", "at_ms") if name in value}
         return entry._replace(data=orjson.dumps(kept)) if len(kept) == 2 else entry
+
+    def _with_permits(self, entry: Entry) -> Entry:
+        """A permit that came back behind the job's record as it is in the backup: the job has it again."""
+        held = self._permits.get(names.decode_token(_key(names.LIMITS, entry)))
+        value = _decoded(entry.data)
+        if held is None or not isinstance(value.get("holders"), dict):
+            return entry
+        lent = {job_id: [permit, self._instant_ms] for job_id, permit in held.items()}
+        return entry._replace(data=orjson.dumps({**value, "holders": {**lent, **value["holders"]}}))
 
     def _read_tallies(self) -> None:
         for entry in self._entries(names.TALLIES):
@@ -167,6 +180,11 @@ class Restore:
                     self._levels[record.queue].add(record.priority)
             written.append(entry)
         await self._restore_locks([record for record, _ in found.values() if _holds_lock(record)])
+        for record, _ in found.values():
+            if record.state == "active":
+                permit, *keys = (record.extra or {}).get(PERMIT, ("",))
+                for key in keys:
+                    self._permits[key][record.id] = permit
         await self._deliver([one for one in found.values() if one[0].state == "active"])
         stored = {entry.subject: record.serialize() for record, entry in found.values()}
         await self._refill.write([entry._replace(data=stored.get(entry.subject, entry.data)) for entry in written])

@@ -405,7 +405,10 @@ class _PortTaken(Exception):
 
 
 def running_url(data_dir: Path) -> str:
-    """Address and token of the nats-server that another process runs on this directory; "" when none does."""
+    """Address and token of the nats-server that another process runs on this directory; "" when none does.
+
+    Raises NatsStartError when it has only begun to start.
+    """
     try:
         fd = os.open(data_dir / "lock", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:
@@ -413,9 +416,12 @@ def running_url(data_dir: Path) -> str:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        text = (data_dir / "nats-server.conf").read_text(encoding="utf-8")
-        port, token = re.search(r"^port: (\d+)$", text, re.MULTILINE), re.search(r'token: "(\w+)"', text)
-        return f"nats://{token[1]}@127.0.0.1:{port[1]}" if port and token else ""
+        with contextlib.suppress(FileNotFoundError):
+            text = (data_dir / "nats-server.conf").read_text(encoding="utf-8")
+            port, token = re.search(r"^port: (\d+)$", text, re.MULTILINE), re.search(r'token: "(\w+)"', text)
+            if port and token:
+                return f"nats://{token[1]}@127.0.0.1:{port[1]}"
+        raise NatsStartError(f"the nats-server on {data_dir} is about to start; try again in a moment") from None
     finally:
         os.close(fd)
     return ""

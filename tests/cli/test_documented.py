@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +14,7 @@ import click
 import pytest
 
 from ojs_fast.cli.main import COMMANDS, main
-from tests.cli.command import ROOT
+from tests.cli.command import ROOT, environment
 
 LINE = re.compile(r"^(?:\$ )?(?:[A-Z_]+=\S+ )*ojs-fast .*|(?<=`)ojs-fast [^`]*(?=`)", re.MULTILINE)
 FILES = (".json", ".ndjson", ".tar")
@@ -99,3 +101,18 @@ def test_every_command_and_option_has_help() -> None:
         for parameter in command.params:
             if isinstance(parameter, click.Option):
                 assert parameter.help, (name, parameter.name)
+
+
+def test_serve_loads_nothing_of_the_other_commands() -> None:
+    """The memory and the start of the server are its own."""
+    script = """
+import sys
+from ojs_fast.cli.main import main
+assert main.get_command(None, "serve").name == "serve"
+import ojs_fast.serve
+print(*sorted(sys.modules))
+"""
+    done = subprocess.run([sys.executable, "-c", script], env=environment(), capture_output=True, text=True, check=True)
+    loaded = done.stdout.split()
+    assert "httpx" not in loaded
+    assert [name for name in loaded if name.startswith("ojs_fast.cli.")] == ["ojs_fast.cli.main", "ojs_fast.cli.server"]
