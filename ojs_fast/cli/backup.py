@@ -146,6 +146,10 @@ def _nats_of_restore(settings: Settings) -> Iterator[_Place]:
     if not settings.is_embedded:
         yield _external(settings)
         return
+    if running_url(settings.data_dir):
+        raise NatsStartError(
+            f"a server runs on {settings.data_dir}; stop it, or set OJS_DATA_DIR to an empty directory"
+        )
     # Whatever the setting: a power cut must not leave data without the marker, nor take the marker before the data.
     with EmbeddedNats(settings.data_dir, durability="always") as nats:
         yield [nats.url], None

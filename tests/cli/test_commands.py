@@ -157,7 +157,7 @@ def test_fetch_settles_as_told(cli: Cli, api: Api) -> None:
     assert table(cli.text("fetch", queue, "--requeue"))[0]["STATE"] == "available"
     assert cli.one("fetch", queue, "--nack", "broken", "--no-retry")["state"] == "discarded"
     assert "broken" in cli.text("job", "show", job_id)
-    api.enqueue(queue)
+    api.enqueue(queue, retry={"initial_interval": "PT1H", "max_interval": "PT1H"})
     assert cli.one("fetch", queue, "--nack", "broken")["state"] == "retryable"
     ids = [api.enqueue(queue)["id"] for _ in range(2)]
     done = cli.json("fetch", queue, "--count", "2", "--ack", "--result", '{"by": "hand"}')
