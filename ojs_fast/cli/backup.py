@@ -15,7 +15,7 @@ from ojs_fast import __version__
 from ojs_fast.cli.output import Output, progress
 from ojs_fast.cli.server import read_settings
 from ojs_fast.config import Settings
-from ojs_fast.storage import names, topology
+from ojs_fast.storage import names, topology, torn
 from ojs_fast.storage.access import NatsAccess
 from ojs_fast.storage.archive import Archive, ArchiveWriter, BadArchive, open_archive
 from ojs_fast.storage.connection import Connection
@@ -79,8 +79,17 @@ def _nats_of_backup(settings: Settings) -> Iterator[_Place]:
     elif not (settings.data_dir / "nats").is_dir():
         raise NatsStartError(f"{settings.data_dir} holds no data of ojs-fast; set OJS_DATA_DIR or NATS_URL")
     else:
-        with EmbeddedNats(settings.data_dir, durability=settings.durability) as nats:
-            yield [nats.url], None
+        with _embedded(settings, settings.durability) as url:
+            yield [url], None
+
+
+@contextmanager
+def _embedded(settings: Settings, durability: str) -> Iterator[str]:
+    """Run the embedded nats-server; what a power cut tore is mended, because the next start will not know of it."""
+    with EmbeddedNats(settings.data_dir, durability=durability, staged=names.STAGED_IN_MEMORY) as nats:
+        if nats.was_cut_off:
+            asyncio.run(torn.mend(nats.url))
+        yield nats.url
 
 
 def _external(settings: Settings) -> _Place:
@@ -151,8 +160,8 @@ def _nats_of_restore(settings: Settings) -> Iterator[_Place]:
             f"a server runs on {settings.data_dir}; stop it, or set OJS_DATA_DIR to an empty directory"
         )
     # Whatever the setting: a power cut must not leave data without the marker, nor take the marker before the data.
-    with EmbeddedNats(settings.data_dir, durability="always") as nats:
-        yield [nats.url], None
+    with _embedded(settings, "always") as url:
+        yield [url], None
 
 
 async def _restore(settings: Settings, place: _Place, archive: Archive) -> int:
@@ -178,6 +187,8 @@ async def _restore(settings: Settings, place: _Place, archive: Archive) -> int:
             with progress(archive.messages, "Restoring") as bar:
                 restored = Restore(connection, work, refill, archive, now_ms, bar.update)
                 await restored.run()
+            if not settings.is_embedded:
+                await restored.check_alone()
             await refill.finish()
         except (StorageError, OSError) as error:
             raise _Unfinished(str(error)) from error

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import secrets
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
@@ -29,9 +30,11 @@ from ojs_fast.core.unique import FEATURE as UNIQUE
 from ojs_fast.core.workflows.model import FEATURE as WORKFLOW
 from ojs_fast.storage import names
 from ojs_fast.storage.archive import Archive, Entry
+from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import Unavailable
-from ojs_fast.storage.leases import NODE_PREFIX
+from ojs_fast.storage.leases import NODE_PREFIX, RENEW_S
+from ojs_fast.storage.records import NOTE_KEY
 from ojs_fast.storage.refill import Refill
 from ojs_fast.storage.work import WorkQueue
 
@@ -73,6 +76,7 @@ class Restore:
         self._levels: defaultdict[str, set[int]] = defaultdict(set)
         # Limit key → job id → permit, of active jobs.
         self._permits: defaultdict[str, dict[str, str]] = defaultdict(dict)
+        self._began_s = time.monotonic()
         self.jobs = 0
 
     async def run(self) -> None:
@@ -113,6 +117,16 @@ class Restore:
         for node_id in (restorer, *sorted(self._nodes)):
             lease = {"node_id": node_id, "boot_id": "", "started_ms": now_ms, "renewed_ms": now_ms, "closed": True}
             await self._put(names.NODES, NODE_PREFIX + node_id, lease)
+
+    async def check_alone(self) -> None:
+        """Find a server that was on this NATS all the time: it renews its lease, and has written what it still knew.
+
+        Raises Unavailable.
+        """
+        await asyncio.sleep(max(0.0, self._began_s + 2 * RENEW_S - time.monotonic()))
+        for key, value, _ in await Bucket(self._connection, names.NODES).page(0, 1 << 30, f"{NODE_PREFIX}*"):
+            if not value.get("closed"):
+                raise Unavailable(f"a server ({key}) is still running on this NATS; stop all servers")
 
     def _without_late_answer(self, entry: Entry) -> Entry:
         """A kept answer whose jobs may be missing goes: the client's repeat then finds them, or makes them."""
@@ -169,6 +183,8 @@ class Restore:
         found: dict[str, tuple[_core.Record, Entry]] = {}
         written: list[Entry] = []
         for entry in entries:
+            if _key(names.JOBS, entry).startswith(NOTE_KEY):
+                continue  # of a batch that was written at the end of the backup
             # Intents of batches and what is none of ours stay as they are.
             record = None if "." in _key(names.JOBS, entry) else own_record(entry.data)
             if record is not None and self._is_orphan(record):

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import nats
+
 from tests.cli.command import COMMAND, Cli
 from tests.support.api import Api
 from tests.support.load import Ledger, connections
@@ -86,3 +88,13 @@ def api_jobs(api: Api) -> list[dict[str, Any]]:
         found += page["items"]
         if len(page["items"]) < 100:
             return found
+
+
+async def delete_streams(servers: list[str]) -> None:
+    """Delete all streams."""
+    client = await nats.connect(servers)
+    jetstream = client.jetstream()
+    for info in await jetstream.streams_info():
+        assert info.config.name
+        await jetstream.delete_stream(info.config.name)
+    await client.close()

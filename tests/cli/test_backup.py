@@ -15,9 +15,7 @@ import nats.js.errors
 import pytest
 
 from ojs_fast.storage.archive import ArchiveWriter, BadArchive, Entry, open_archive
-from ojs_fast.storage.probe import NatsStartError
-from ojs_fast.storage.server import running_url
-from tests.cli.backups import STATES, back_up_under_load, cli_of, compare_and_drain, counts, reconciled
+from tests.cli.backups import STATES, back_up_under_load, cli_of, compare_and_drain, counts, delete_streams, reconciled
 from tests.cli.command import COMMAND, Cli
 from tests.support.api import Api, ApiError, job_request
 from tests.support.nats import Nats
@@ -153,21 +151,23 @@ def look_for(api: Api, made: dict[str, Any], before: dict[str, dict[str, int]]) 
 # -- killed in the middle ------------------------------------------------------------------------
 
 
-def stored_jobs(find_url: Callable[[], str]) -> int:
-    """Give how many messages `ojs-jobs` has, -1 while it is not there."""
-
-    async def ask(url: str) -> int:
-        client = await nats.connect(url, allow_reconnect=False)
-        try:
-            return (await client.jetstream().stream_info("KV_ojs-jobs")).state.messages
-        finally:
-            await client.close()
-
+async def await_jobs(url: str) -> None:
+    """Wait until `ojs-jobs` has a message."""
+    client = await nats.connect(url)
     try:
-        url = find_url()
-        return asyncio.run(ask(url)) if url else -1
-    except (OSError, NatsStartError, nats.errors.Error, nats.js.errors.Error):
-        return -1
+        async with asyncio.timeout(60):
+            while True:
+                with contextlib.suppress(nats.js.errors.NotFoundError):
+                    if (await client.jetstream().stream_info("KV_ojs-jobs")).state.messages:
+                        return
+    finally:
+        await client.close()
+
+
+def has_jobs(data_dir: Path) -> bool:
+    """Tell whether `ojs-jobs` of an embedded NATS has a message on disk."""
+    blocks = (data_dir / "nats" / "jetstream" / "$G" / "streams" / "KV_ojs-jobs" / "msgs").glob("*.blk")
+    return any(block.stat().st_size for block in blocks)
 
 
 @pytest.mark.faults
@@ -188,7 +188,10 @@ def test_a_restore_that_was_killed_stops_every_start_and_begins_again(
         external = "" if is_embedded else stack.enter_context(Nats()).url
         cli = cli_of(data_dir) if is_embedded else Cli(NATS_URL=external)
         process = subprocess.Popen([*COMMAND, "restore", file], env=cli.env, stderr=subprocess.DEVNULL)
-        poll(lambda: stored_jobs(lambda: external or running_url(data_dir)) > 0, pause_s=0.001, what="jobs are written")
+        if is_embedded:
+            poll(lambda: has_jobs(data_dir), deadline_s=60, pause_s=0.001, what="jobs are written")
+        else:
+            asyncio.run(await_jobs(external))
         process.kill()
         process.wait()
 
@@ -206,6 +209,37 @@ def test_a_restore_that_was_killed_stops_every_start_and_begins_again(
             assert counts(api, "q") == {**dict.fromkeys(STATES, 0), "available": total}
         restored.stop()
         assert "holds data of ojs-fast already" in cli.fails("restore", file)
+
+
+def test_a_server_that_is_still_there_spoils_a_restore(fresh_server: MakeServer, tmp_path: Path) -> None:
+    """One that was left running while its streams were deleted shows by its lease."""
+    with Nats() as target:
+        cli = Cli(NATS_URL=target.url)
+        left = fresh_server(nats_url=target.url)
+        with Api(left.url) as api:
+            api.enqueue_batch([job_request("q")] * 5000)
+        cli.run("backup", str(tmp_path / "b.tar"))
+        asyncio.run(delete_streams([target.url]))
+        said = cli.fails("restore", str(tmp_path / "b.tar"))
+        assert "is still running on this NATS" in said
+        left.kill()
+        assert "begun again" in cli.run("restore", str(tmp_path / "b.tar")).stderr
+
+
+def test_a_server_that_was_killed_can_be_backed_up(fresh_server: MakeServer, tmp_path: Path) -> None:
+    """With fsync batches are staged in memory; a backup mends what is torn, since the next start would not know."""
+    server = fresh_server(env={"OJS_DURABILITY": "always"})
+    with Api(server.url) as api:
+        made = {job["id"] for job in api.enqueue_batch([job_request("q")] * 300)}
+    server.kill()
+    assert (server.data_dir / "running").exists()
+    cli_of(server.data_dir, OJS_DURABILITY="always").run("backup", str(tmp_path / "b.tar"))
+    assert not (server.data_dir / "running").exists()
+    found = open_archive(tmp_path / "b.tar").entries("KV_ojs-jobs")
+    assert {entry.subject.removeprefix("$KV.ojs-jobs.") for entry in found} == made
+    server.start()
+    with Api(server.url) as api:
+        poll(lambda: counts(api, "q")["available"] == 300, what="the server itself goes on")
 
 
 # -- bad files -----------------------------------------------------------------------------------

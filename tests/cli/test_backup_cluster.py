@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import nats
 import pytest
 
-from tests.cli.backups import back_up_under_load, cli_of, compare_and_drain
+from tests.cli.backups import back_up_under_load, cli_of, compare_and_drain, delete_streams
 from tests.cli.command import Cli
 from tests.support.nats_cluster import NatsCluster
 from tests.support.server import Server
@@ -16,16 +15,6 @@ from tests.support.server import Server
 REPLICAS = {"OJS_NATS_REPLICAS": "3"}
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow]
-
-
-async def empty(cluster: NatsCluster) -> None:
-    """Delete all streams."""
-    client = await nats.connect(cluster.urls)
-    jetstream = client.jetstream()
-    for info in await jetstream.streams_info():
-        assert info.config.name
-        await jetstream.delete_stream(info.config.name)
-    await client.close()
 
 
 @pytest.fixture
@@ -43,7 +32,7 @@ async def test_from_a_cluster_to_one_server_and_back(
     server = fresh_server(nats_url=cluster.url, env=REPLICAS)
     before = await back_up_under_load(server, cli, tmp_path / "cluster.tar")
     server.kill()
-    await empty(cluster)
+    await delete_streams(cluster.urls)
 
     cli.run("restore", str(tmp_path / "cluster.tar"))
     again = fresh_server(nats_url=cluster.url, env=REPLICAS)

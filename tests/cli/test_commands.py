@@ -10,7 +10,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import CliRunner
 
+from ojs_fast.cli import checkout
 from tests.cli.command import COMMAND, Cli
 from tests.support.api import Api, unique_queue
 from tests.support.processes import free_port, poll
@@ -374,6 +376,26 @@ def test_keys_are_shown_and_missed(fresh_server: Any) -> None:
     Cli(OJS_URL=server.url).run("queues", "list", "--api-key", "secret")
 
 
+def test_a_ca_of_ones_own_is_trusted_when_it_is_named(fresh_server: Any, tmp_path: Path) -> None:
+    """--ca; without it the certificate is refused, and the message says what to do."""
+    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
+    subprocess.run(
+        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
+         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    server = Server(env={"OJS_TLS_CERT": str(cert), "OJS_TLS_KEY": str(key)})
+    try:
+        server.launch()
+        url = server.url.replace("http://", "https://")
+        poll(lambda: "ojs-fast" in server.log() and "serves" in server.log(), what="the server serves")
+        assert "--ca names the CA" in Cli(OJS_URL=url).fails("queues", "list")
+        Cli(OJS_URL=url).run("queues", "list", "--ca", str(cert))
+        server.stop()
+    finally:
+        server.close()
+
+
 def test_what_strangers_wrote_does_not_steer_the_terminal(cli: Cli, api: Api) -> None:
     """Control characters of messages are escaped in tables and kept in JSON."""
     queue = unique_queue()
@@ -403,6 +425,14 @@ def test_completion_knows_commands_and_options() -> None:
     assert found.split() == ["plain,purge"]
     found = Cli(_OJS_FAST_COMPLETE="bash_complete", COMP_WORDS="ojs-fast job list --st", COMP_CWORD="3").text()
     assert found.split() == ["plain,--state"]
+
+
+def test_without_a_checkout_its_tools_are_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As in an installed wheel."""
+    monkeypatch.setattr(checkout, "ROOT", tmp_path)
+    done = CliRunner().invoke(checkout.bench, ["--quick"])
+    assert done.exit_code == 1
+    assert "source repository" in done.output
 
 
 def test_the_tools_of_the_checkout_run_from_it() -> None:
