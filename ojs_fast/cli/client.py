@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import ssl
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
 import click
-import httpx
 import orjson
 
 from ojs_fast import __version__
 from ojs_fast.cli.exact import parse_exactly
+
+if TYPE_CHECKING:  # late where it is used: help and completion need no HTTP
+    import httpx
 
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONTENT_TYPE = "application/openjobspec+json"
@@ -50,6 +52,8 @@ class Client:
 
     def __init__(self, url: str, *, api_key: str = "", ca: str = "", timeout_s: float = 30.0) -> None:
         """`url` may end in `/ojs/v1`. Raises click.UsageError for one that is none."""
+        import httpx
+
         self.url = url.rstrip("/").removesuffix("/ojs/v1")
         headers = {"Content-Type": CONTENT_TYPE, "User-Agent": f"ojs-fast/{__version__}"}
         if api_key:
@@ -70,6 +74,8 @@ class Client:
 
     def send(self, method: str, path: str, body: Any = None, **more: Any) -> httpx.Response:
         """Send a request below `/ojs/v1`; `body` is bytes, or something for JSON. Raises as the class says."""
+        import httpx
+
         if body is not None:
             more["content"] = body if isinstance(body, bytes) else orjson.dumps(body)
         try:
@@ -104,15 +110,22 @@ class Client:
                 return
 
     def stream(self, path: str, headers: dict[str, str], query: Body, *, silence_s: float) -> Iterator[str]:
-        """The lines of a stream; `silence_s`: how long it may be silent. Raises httpx.TransportError too."""
+        """The lines of a stream; `silence_s`: how long it may be silent."""
+        import httpx
+
         timeout = httpx.Timeout(10.0, read=silence_s)
-        with self._http.stream("GET", f"/ojs/v1{path}", headers=headers, params=query, timeout=timeout) as response:
-            if not response.is_success:
-                response.read()
-                raise ServerSaid(response)
-            yield from response.iter_lines()
+        try:
+            with self._http.stream("GET", f"/ojs/v1{path}", headers=headers, params=query, timeout=timeout) as response:
+                if not response.is_success:
+                    response.read()
+                    raise ServerSaid(response)
+                yield from response.iter_lines()
+        except httpx.TransportError as error:
+            raise self._unreachable(error) from error
 
     def _unreachable(self, error: httpx.TransportError) -> NoServer:
+        import httpx
+
         if isinstance(error, httpx.TimeoutException):
             return NoServer(f"{self.url} did not answer in time; --timeout allows more seconds.")
         if isinstance(error, httpx.ConnectError) and "CERTIFICATE" in str(error):

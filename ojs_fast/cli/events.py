@@ -7,9 +7,8 @@ from collections.abc import Iterator
 from typing import Any
 
 import click
-import httpx
 
-from ojs_fast.cli.client import Body, Client, ServerSaid, segment
+from ojs_fast.cli.client import Body, Client, NoServer, ServerSaid, segment
 from ojs_fast.cli.exact import dump_exactly, parse_exactly
 from ojs_fast.cli.options import asks_server
 from ojs_fast.cli.output import Output, cell, find, printable
@@ -83,8 +82,8 @@ def _follow(client: Client, path: str, types: str, after: str, *, ends: bool) ->
                 yield event
             if ends:
                 return
-        except httpx.TransportError as error:
-            reason = str(error) or type(error).__name__
+        except NoServer as error:
+            reason = error.message
         except ServerSaid as error:
             if error.status not in (429, 502, 503, 504):
                 raise

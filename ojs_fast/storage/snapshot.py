@@ -47,11 +47,10 @@ class _Log:
 class Snapshot:
     """Reads the streams into an archive."""
 
-    def __init__(self, connection: Connection, archive: ArchiveWriter, progress: Callable[[int], None]) -> None:
-        """`progress` gets numbers of messages."""
+    def __init__(self, connection: Connection, archive: ArchiveWriter) -> None:
         self._connection = connection
         self._archive = archive
-        self._progress = progress
+        self._progress: Callable[[int], None] = lambda _: None
         self._logs: dict[str, _Log] = {}
         self._last: dict[str, int] = {}
 
@@ -76,8 +75,12 @@ class Snapshot:
                 total += info["state"]["messages"]
         return total
 
-    async def run(self) -> dict[str, Any]:
-        """Read everything; what the manifest tells about it. Raises Unavailable, OSError."""
+    async def run(self, progress: Callable[[int], None] = lambda _: None) -> dict[str, Any]:
+        """Read everything; what the manifest tells about it. `progress` gets numbers of messages.
+
+        Raises Unavailable, OSError.
+        """
+        self._progress = progress
         for bucket in BUCKETS:
             while await self._read(bucket):
                 pass

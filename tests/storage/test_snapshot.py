@@ -65,7 +65,7 @@ async def test_no_subject_is_missing_whatever_is_written_meanwhile(tmp_path: Pat
             await asyncio.sleep(0.2)
             before = list(newest)
             with ArchiveWriter(tmp_path / "a") as archive:
-                snapshot = Snapshot(reader, archive, lambda _: None)
+                snapshot = Snapshot(reader, archive)
                 await snapshot.begin()
                 about = await snapshot.run()
                 archive.finish(about)
@@ -89,7 +89,7 @@ async def test_a_quiet_one_is_of_one_instant(tmp_path: Path) -> None:
             await connection.write(subject(2), b"", marker)
             await connection.write(subject(3), b"x", b"NATS/1.0\r\nNats-TTL: 500s\r\n\r\n")
             with ArchiveWriter(tmp_path / "a") as archive:
-                snapshot = Snapshot(connection, archive, lambda _: None)
+                snapshot = Snapshot(connection, archive)
                 assert await snapshot.begin() == 3
                 about = await snapshot.run()
                 archive.finish(about)
