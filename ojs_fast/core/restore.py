@@ -36,11 +36,13 @@ from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.leases import NODE_PREFIX, RENEW_S
 from ojs_fast.storage.records import NOTE_KEY
 from ojs_fast.storage.refill import Refill
+from ojs_fast.storage.snapshot import BUCKETS
 from ojs_fast.storage.work import WorkQueue
 
 AT_ONCE = 500
 AT_ONCE_BYTES = 8 * 1024 * 1024
-COPIED = (names.CRON, names.QUEUES, names.ACTIVE)
+TREATED = (names.NODES, names.WORKFLOWS, names.UNIQUE, names.LIMITS, names.TALLIES, names.JOBS)
+COPIED = tuple(bucket for bucket in BUCKETS if bucket not in TREATED)
 # What restored records tell about their counting: none of the nodes that live or die later has this name.
 COUNTED_BY = "restored"
 # NATS tells its consumers of a message beside acknowledging it.

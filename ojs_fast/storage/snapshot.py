@@ -30,7 +30,10 @@ QUIET_ROUNDS = 2
 # What a crash may leave behind is the order here: a workflow and the counts as they were before the job, its queue,
 # lock and key as they are behind it. Cron is read on both sides, because it must not have moved in between.
 BEFORE = (names.NODES, names.TALLIES, names.WORKFLOWS, names.CRON)
-BEHIND = (names.CRON, names.QUEUES, names.UNIQUE, names.LIMITS, names.ACTIVE)
+REBUILT = (names.SCHEDULED, names.RETRY, names.EXPIRY, names.DEAD)
+OF_THE_MOMENT = (names.WORKERS,)
+_REST = (bucket for bucket in names.BUCKETS if bucket not in (*BEFORE, names.JOBS, *REBUILT, *OF_THE_MOMENT))
+BEHIND = (names.CRON, *_REST)
 BUCKETS = tuple(dict.fromkeys((*BEFORE, names.JOBS, *BEHIND)))
 
 
@@ -62,6 +65,8 @@ class Snapshot:
         for stream in (names.WORK_STREAM, names.EVENT_STREAM, *map(names.bucket_stream, names.BUCKETS)):
             info = await self._connection.api(f"STREAM.INFO.{stream}")
             if info.get("error", {}).get("err_code") == topology.STREAM_NOT_FOUND:
+                if stream != names.bucket_stream(names.JOBS):
+                    continue  # the servers are of an earlier version
                 raise TopologyError(
                     f"this NATS has no stream {stream}, so no ojs-fast server has run on it; check NATS_URL or "
                     "OJS_DATA_DIR"
@@ -112,7 +117,9 @@ class Snapshot:
 
     async def _read(self, bucket: str) -> int:
         """Read on in one stream; how many messages there were. Raises Unavailable, OSError."""
-        log = self._logs[names.bucket_stream(bucket)]
+        log = self._logs.get(names.bucket_stream(bucket))
+        if log is None:
+            return 0
         entries = await self._page(log)
         for entry in entries:
             self._archive.add(log.stream, entry, is_late=entry.sequence > log.began_at)

@@ -67,6 +67,7 @@ def fill(api: Api) -> dict[str, Any]:
     api.ack(api.fetch("flow")[0]["id"], result={"step": 0})
     api.call("PUT", "/queues/order/config", {"max_size": 7})
     api.call("POST", "/queues/order/pause")
+    api.call("POST", "/schemas", {"uri": "urn:a", "type": "a.b", "version": "1.0.0", "schema": {"type": "object"}})
     limit = {"key": "narrow", "concurrency": 1, "on_limit": "wait"}
     made["limited"] = [api.enqueue("narrow", rate_limit=limit)["id"] for _ in range(2)]
     assert len(api.fetch("narrow", count=2)) == 1
@@ -130,6 +131,7 @@ def look_for(api: Api, made: dict[str, Any], before: dict[str, dict[str, int]]) 
     assert again.json()["job"]["id"] == made["once"]
     assert [entry["name"] for entry in api.call("GET", "/cron")["crons"]] == ["c"]
 
+    assert [schema["uri"] for schema in api.call("GET", "/schemas")["schemas"]] == ["urn:a"]
     assert api.fetch("order") == []
     assert api.call("GET", "/queues/order/config")["configuration"] == {"max_size": 7}
     api.call("POST", "/queues/order/resume")
