@@ -12,7 +12,7 @@ import os
 import secrets
 import signal
 import sys
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from functools import partial
 from time import perf_counter
 from types import FrameType
@@ -24,6 +24,7 @@ from blacksheep import Request as WebRequest
 from ojs_fast import logs
 from ojs_fast.api.admin import AdminHandlers
 from ojs_fast.api.bulk import BulkHandlers
+from ojs_fast.api.channels import Channels
 from ojs_fast.api.cron import CronHandlers
 from ojs_fast.api.dead_letters import DeadLetterHandlers
 from ojs_fast.api.http import (
@@ -46,6 +47,9 @@ from ojs_fast.api.running import RunningHandlers
 from ojs_fast.api.schemas import SchemaHandlers
 from ojs_fast.api.scopes import scope_of
 from ojs_fast.api.system import SystemHandlers
+from ojs_fast.api.webhooks import WebhookHandlers
+from ojs_fast.api.websocket import PATHS as WEBSOCKET_PATHS
+from ojs_fast.api.websocket import SocketHandlers
 from ojs_fast.api.workers import WorkerHandlers
 from ojs_fast.api.workflows import WorkflowHandlers
 from ojs_fast.config import Settings
@@ -65,11 +69,13 @@ BOOT_ID = "OJS_INTERNAL_BOOT_ID"
 class OjsApplication(Application):
     """BlackSheep with the direct lane in front."""
 
-    def __init__(self, node: Node, gate: Gate, table: list[Route], servers: list[str]) -> None:
+    def __init__(self, node: Node, gate: Gate, table: list[Route], sockets: SocketHandlers, servers: list[str]) -> None:
         super().__init__()
         self._node = node
         self._gate = gate
+        self._sockets = sockets
         self._servers = servers
+        self._ending: asyncio.Task[None] | None = None
         self._lane = {
             (r.method, r.path): (r.handler, _scope(r), node.metrics.requests(r.operation))
             for r in table
@@ -88,7 +94,7 @@ class OjsApplication(Application):
     async def _open(self, _: Application) -> None:
         try:
             await self._node.open(self._servers)
-            self._listen_for_the_end()
+            self._keep_early_signals()
             gc.collect()
             gc.freeze()
             gc.set_threshold(20_000, 20, 50)
@@ -97,21 +103,45 @@ class OjsApplication(Application):
             print(f"ojs-fast: cannot start: {error}", file=sys.stderr, flush=True)  # noqa: T201 - see above
             raise
 
-    def _listen_for_the_end(self) -> None:
-        # Granian closes the application only when the last request has ended, and streams do not end by themselves.
+    @staticmethod
+    def _keep_early_signals() -> None:
+        # Granian runs the loop twice, and uvloop loses what comes in between.
         loop = asyncio.get_running_loop()
         for signum in (signal.SIGTERM, signal.SIGINT):
-            granians = signal.getsignal(signum)
+            uvloops = signal.getsignal(signum)
 
-            def handle(signum: int, frame: FrameType | None, granians: Any = granians) -> None:
-                if not loop.is_running():  # Granian runs it twice, and uvloop loses what comes in between
+            def handle(signum: int, frame: FrameType | None, uvloops: Any = uvloops) -> None:
+                if not loop.is_running():
                     loop.call_soon_threadsafe(signal.raise_signal, signum)
-                    return
-                loop.call_soon_threadsafe(self._node.live.end)
-                if callable(granians):
-                    granians(signum, frame)
+                elif callable(uvloops):
+                    uvloops(signum, frame)
 
             signal.signal(signum, handle)
+
+    def stand_before(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Hear of the signals that Granian is about to listen to before it does.
+
+        It closes the application only when the last request has ended, and streams do not end by themselves; for
+        WebSocket connections it does not wait at all.
+        """
+        add = loop.add_signal_handler
+
+        def add_behind_us(signum: int, handler: Callable[..., object], *args: Any) -> None:
+            add(signum, self._stop, partial(handler, *args))
+
+        loop.add_signal_handler = add_behind_us  # type: ignore[method-assign, assignment]
+
+    def _stop(self, granians: Callable[[], object]) -> None:
+        self._node.live.end()
+
+        async def end_sockets() -> None:
+            await self._sockets.gone()
+            granians()
+
+        if self._sockets.count and self._ending is None:
+            self._ending = asyncio.create_task(end_sockets())
+        else:
+            granians()
 
     async def _close(self, _: Application) -> None:
         await self._node.close()
@@ -124,6 +154,9 @@ class OjsApplication(Application):
                 await self._direct(*found, scope, receive, send)
                 return
             scope["ojs.receive"] = receive
+        elif scope["type"] == "websocket":
+            await self._sockets.serve(scope, receive, send)
+            return
         await super().__call__(scope, receive, send)  # type: ignore[no-untyped-call]  # BlackSheep's has no types
 
     async def _direct(
@@ -210,6 +243,8 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
             print(f"ojs-fast: cannot start: a variable OTEL_... is wrong: {error}", file=sys.stderr, flush=True)  # noqa: T201 - as above
             raise
     node = Node(settings, node_id=node_id, boot_id=boot_id, tracing=otel)
+    gate, channels = Gate(settings), Channels(node.jobs, node.queue_admin)
+    sockets = SocketHandlers(gate, node.live, channels, scope_of("GET", WEBSOCKET_PATHS[0]))
     table = routes(
         JobHandlers(node.jobs, node.priorities, node.queues, node.limits, node.idempotent),
         WorkerHandlers(node.fetcher, node.settler, node.workers),
@@ -220,14 +255,16 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
         SystemHandlers(Health(node.connection), node.events, node.resetter),
         BulkHandlers(node.bulk, node.jobs, node.idempotent),
         MetricsHandlers(node.stats, node.queues, node.workers),
-        LiveHandlers(node.live, node.jobs, node.queue_admin),
+        LiveHandlers(node.live, channels),
         AdminHandlers(settings, node.jobs, node.search, node.dead_letters, node.queues, node.workers, node.stats),
         WorkflowHandlers(node.workflows),
         RunningHandlers(node.progress, node.checkpoints),
         SchemaHandlers(node.schemas),
+        WebhookHandlers(node.webhooks),
+        sockets,
         with_reset=settings.enable_reset,
     )
-    return OjsApplication(node, Gate(settings), otel.requests(table) if otel else table, servers)
+    return OjsApplication(node, gate, otel.requests(table) if otel else table, sockets, servers)
 
 
 def create_app() -> OjsApplication:
@@ -236,4 +273,6 @@ def create_app() -> OjsApplication:
     settings = Settings.from_env(os.environ)
     logs.configure(settings.log_level, settings.log_format)
     url = settings.internal_nats_url or settings.nats_url
-    return build(settings, [server.strip() for server in url.split(",")], os.environ.get(BOOT_ID, ""))
+    application = build(settings, [server.strip() for server in url.split(",")], os.environ.get(BOOT_ID, ""))
+    application.stand_before(asyncio.get_event_loop())
+    return application

@@ -130,6 +130,13 @@ def _host(raw: str) -> str:
     return raw
 
 
+def _delays_s(raw: str) -> tuple[int, ...]:
+    parts = [part.strip() for part in raw.split(",")]
+    if not all(re.fullmatch(r"[0-9]{1,6}", part) and int(part) <= 86_400 for part in parts) or len(parts) > 20:
+        raise ValueError(raw)
+    return tuple(map(int, parts))
+
+
 def _api_key(raw: str) -> str:
     if not re.fullmatch(r"[\x21-\x7e]{1,1024}", raw):
         raise ValueError(raw)
@@ -272,6 +279,27 @@ TABLE: tuple[Setting, ...] = (
         "1048576 to 1125899906842624 (bytes)", "how much the events may take; the oldest go first",
     ),
     Setting(
+        "OJS_WEBHOOKS_ALLOW_PRIVATE", "webhooks_allow_private", _bool, "false", "true or false",
+        "webhooks may call loopback, private and other internal addresses, and http; for closed networks and tests",
+    ),
+    Setting(
+        "OJS_WEBHOOKS_TIMEOUT_MS", "webhooks_timeout_ms", _int(1, 60_000), "30000", "1 to 60000 (milliseconds)",
+        "how long a webhook's endpoint may take to answer",
+    ),
+    Setting(
+        "OJS_WEBHOOKS_RETRY_DELAYS", "webhooks_retry_delays_s", _delays_s, "30,120,600,3600,14400,43200,86400",
+        "1 to 20 numbers from 0 to 86400 (seconds), separated by commas",
+        "how long a failed webhook delivery waits before each retry; then it is dead",
+    ),
+    Setting(
+        "OJS_WEBHOOKS_PAUSE_AFTER", "webhooks_pause_after", _int(0, 1_000_000), "50", "0 to 1000000",
+        "attempts in a row that fail before a webhook subscription is paused; 0 never pauses",
+    ),
+    Setting(
+        "OJS_WEBHOOKS_MAX_PER_SECOND", "webhooks_max_per_second", _int(1, 100_000), "250", "1 to 100000",
+        "attempts to deliver to webhooks that one process makes in a second; what is more waits",
+    ),
+    Setting(
         "OJS_SHUTDOWN_TIMEOUT_MS", "shutdown_timeout_ms", _ms, "30000", _MILLISECONDS,
         "how long requests under way may take to finish at shutdown",
     ),
@@ -342,6 +370,11 @@ class Settings:
     retention_workflows_s: int
     events_max_age_s: int
     events_max_bytes: int
+    webhooks_allow_private: bool
+    webhooks_timeout_ms: int
+    webhooks_retry_delays_s: tuple[int, ...]
+    webhooks_pause_after: int
+    webhooks_max_per_second: int
     shutdown_timeout_ms: int
     backend_wait_ms: int
     log_level: str

@@ -54,6 +54,11 @@ from ojs_fast.core.stats import ASK, ASK_METRICS, Stats
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Tallies
 from ojs_fast.core.tracing import Tracing
+from ojs_fast.core.webhooks.attempts import Attempts
+from ojs_fast.core.webhooks.deliveries import DeliveryLog
+from ojs_fast.core.webhooks.dispatcher import Dispatcher
+from ojs_fast.core.webhooks.service import Webhooks
+from ojs_fast.core.webhooks.subscriptions import Subscriptions
 from ojs_fast.core.workers import Workers
 from ojs_fast.core.workflows.audit import Auditor
 from ojs_fast.core.workflows.creator import Creator
@@ -64,6 +69,7 @@ from ojs_fast.core.workflows.outcomes import Outcomes
 from ojs_fast.core.workflows.service import Workflows
 from ojs_fast.core.workflows.store import WorkflowStore
 from ojs_fast.core.workflows.view import View
+from ojs_fast.outbound import Poster
 from ojs_fast.storage import names, topology
 from ojs_fast.storage.access import NatsAccess
 from ojs_fast.storage.batches import BatchWriter
@@ -196,12 +202,12 @@ class Node:
         self.admission.drop = self.queue_admin.drop_oldest
         self._make_views()
         self._make_notes()
+        self._make_webhooks()
         self.janitor = Janitor(
             self.queues, counts, self.tallies, self.leases, self.dead_letters, settings.dead_letter_max_count
         )
         self._make_reconciler()
         self.cron = Cron(self.stores, self.jobs, self.events, self.propagator, self.tracing, clock)
-        self.resetter = Resetter(self.stores, self.leases, self.tallies, self._forget)
         self._task: asyncio.Task[None] | None = None
         self._answers: set[asyncio.Task[None]] = set()
 
@@ -249,6 +255,33 @@ class Node:
         self.checkpoints = Checkpoints(running, self.jobs, self.events, self.clock)
         self.progress = ProgressReports(running, self.jobs, self.workers, self.events, self.clock)
         self.schemas = Schemas(self.stores, self.clock)
+
+    def _make_webhooks(self) -> None:
+        settings = self.settings
+        self.poster = Poster(
+            timeout_s=settings.webhooks_timeout_ms / 1000, allow_private=settings.webhooks_allow_private
+        )
+        self.subscriptions = Subscriptions(self.connection)
+        deliveries = DeliveryLog(self.connection)
+        attempts = Attempts(
+            self.subscriptions,
+            self.events,
+            self.poster.post,
+            self.clock,
+            settings.webhooks_retry_delays_s,
+            settings.webhooks_pause_after,
+            settings.webhooks_max_per_second,
+        )
+        self.metrics.gauges["webhook_subscriptions"] = lambda: self.subscriptions.count
+        for outcome in attempts.counts:
+            self.metrics.gauges[f"webhook_{outcome}"] = partial(attempts.counts.__getitem__, outcome)
+        self.dispatcher = Dispatcher(
+            self.connection, self.subscriptions, attempts, deliveries, self.clock, settings.events_max_age_s
+        )
+        self.webhooks = Webhooks(
+            self.connection, self.subscriptions, attempts, deliveries, self.events, self.poster.check, self.clock
+        )
+        self.resetter = Resetter(self.stores, self.leases, self.tallies, self.webhooks, self._forget)
 
     def _make_workflows(self, settings: Settings) -> None:
         self.workflow_store = store = WorkflowStore(self.stores)
@@ -309,6 +342,7 @@ class Node:
         await self.cron.open()
         await self.limits.open()
         await self.limit_upkeep.open()
+        await self.subscriptions.open()
         await self.connection.subscribe(names.node_subject(self.node_id), self._told)
         if self.connection.is_replicated:
             for subject in names.LEADER_ADVISORIES:
@@ -320,6 +354,9 @@ class Node:
     async def close(self) -> None:
         """Stop every loop and hand over: the next leader adopts this node's claims."""
         await self.live.close()
+        await self.subscriptions.close()
+        await self.dispatcher.close()
+        await self.poster.close()
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
@@ -422,6 +459,7 @@ class Node:
         self.workflow_store.forget()
         self.work.forget()
         self.limits.forget()
+        self.subscriptions.forget()
 
     @property
     def uptime_s(self) -> int:

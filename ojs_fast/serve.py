@@ -198,7 +198,6 @@ def _serve(settings: Settings, address: str, target: str, logging_config: dict[s
         http=HTTPModes.http1,  # clients of this protocol speak HTTP/1.1; detecting HTTP/2 costs a tenth
         workers=settings.workers,
         loop=Loops.uvloop,
-        websockets=False,
         http1_settings=HTTP1Settings(header_read_timeout=HEADER_TIMEOUT_MS),
         ssl_cert=Path(settings.tls_cert) if settings.tls_cert else None,
         ssl_key=Path(settings.tls_key) if settings.tls_key else None,

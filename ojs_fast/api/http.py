@@ -282,8 +282,7 @@ class Gate:
             version = request.headers.get(b"ojs-version")
             if version is not None and version != VERSION:
                 raise _unsupported_version(version)  # noqa: TRY301 - this is where errors become answers
-            if self._keys is not None and scope is not None:
-                _authenticate(self._keys, request, scope)
+            self.admit(request, scope)
             await request.read(self._max_body_bytes)
             if request.body:
                 check_content_type(request)
@@ -311,6 +310,16 @@ class Gate:
         except Exception:
             log.exception("unexpected error")
             return error_reply(OJSError("Unexpected server error."), request)
+
+    @property
+    def is_open(self) -> bool:
+        """True when no key is needed."""
+        return self._keys is None
+
+    def admit(self, request: Request, scope: Scope | None) -> None:
+        """Look at the key, unless there are none or none is needed. Raises Unauthorized, Forbidden."""
+        if self._keys is not None and scope is not None:
+            _authenticate(self._keys, request, scope)
 
     def _tell_unavailable(self, error: Unavailable) -> None:
         """Once a second, however many requests meet it."""

@@ -5,12 +5,9 @@ from collections.abc import AsyncGenerator
 import orjson
 
 from ojs_fast import _core
+from ojs_fast.api.channels import Channels
 from ojs_fast.api.http import Reply, Request
-from ojs_fast.core.jobs import Jobs
-from ojs_fast.core.live import ALL, LiveEvent, LiveEvents, state_now
-from ojs_fast.core.queue_admin import QueueAdmin
-from ojs_fast.core.refusals import refused
-from ojs_fast.errors import InvalidRequest
+from ojs_fast.core.live import LiveEvent, LiveEvents
 
 EVENT_STREAM = b"text/event-stream"
 HEADERS = [(b"cache-control", b"no-cache"), (b"x-accel-buffering", b"no")]
@@ -21,60 +18,35 @@ HEARTBEAT = b":heartbeat\n\n"
 class LiveHandlers:
     """Streams that end when the client goes or the server stops."""
 
-    def __init__(self, live: LiveEvents, jobs: Jobs, queue_admin: QueueAdmin) -> None:
+    def __init__(self, live: LiveEvents, channels: Channels) -> None:
         self._live = live
-        self._jobs = jobs
-        self._queue_admin = queue_admin
+        self._channels = channels
 
     async def of_job(self, request: Request) -> Reply:
         """GET /jobs/{id}/events; a job that has ended tells its state once."""
-        return await self._job(request, request.params["id"])
+        return await self._listen(request, f"job:{request.params['id']}")
 
     async def of_queue(self, request: Request) -> Reply:
         """GET /queues/{name}/events."""
-        return await self._queue(request, request.params["name"])
+        return await self._listen(request, f"queue:{request.params['name']}")
 
     async def of_channel(self, request: Request) -> Reply:
         """GET /events/stream?channel=job:ID or queue:NAME, without a channel everything (EXTENSIONS 2.2)."""
-        kind, _, name = request.query("channel").partition(":")
-        if kind == "job" and name:
-            return await self._job(request, name)
-        if kind == "queue" and name:
-            return await self._queue(request, name)
-        if request.query("channel") not in ("", ALL):
-            shown = request.query("channel")[:60]
-            raise InvalidRequest(
-                f"Parameter 'channel' is '{shown}'; expected job:<id>, queue:<name> or all.",
-                details={"field": "channel", "received": shown, "expected": "job:<id>, queue:<name> or all"},
-            )
-        return self._stream(*await self._begin(request, ALL))
+        return await self._listen(request, request.query("channel"))
 
-    async def _job(self, request: Request, job_id: str) -> Reply:
-        await self._jobs.load(job_id)
-        groups, first = await self._begin(request, f"job:{job_id}")
-        record, _, _ = await self._jobs.load(job_id)
-        if not _core.is_terminal(record.state):
-            return self._stream(groups, first, ends_with_job=True)
-        await groups.aclose()
-        return Reply(200, RETRY + _encode(state_now(record)), HEADERS, content_type=EVENT_STREAM)
-
-    async def _queue(self, request: Request, name: str) -> Reply:
-        try:
-            _core.check_queue_name(name, "name")
-        except ValueError as error:
-            raise refused(error) from None
-        await self._queue_admin.find(name)
-        return self._stream(*await self._begin(request, f"queue:{name}"))
-
-    async def _begin(self, request: Request, channel: str) -> tuple[AsyncGenerator[list[LiveEvent]], list[LiveEvent]]:
+    async def _listen(self, request: Request, asked: str) -> Reply:
+        channel = await self._channels.check(asked)
         types = frozenset(request.query_list("event_types") or request.query_list("types"))
         after = request.headers.get(b"last-event-id", b"").decode("latin-1") or request.query("last_event_id")
         groups = self._live.listen(channel, types, after)
-        return groups, await anext(groups)  # here trouble still becomes an error reply
+        first = await anext(groups)  # here trouble still becomes an error reply
+        last = await self._channels.last_event(channel)
+        if last is None:
+            return self._stream(groups, first, ends_with_job=channel.startswith("job:"))
+        await groups.aclose()
+        return Reply(200, RETRY + _encode(last), HEADERS, content_type=EVENT_STREAM)
 
-    def _stream(
-        self, groups: AsyncGenerator[list[LiveEvent]], first: list[LiveEvent], *, ends_with_job: bool = False
-    ) -> Reply:
+    def _stream(self, groups: AsyncGenerator[list[LiveEvent]], first: list[LiveEvent], *, ends_with_job: bool) -> Reply:
         async def chunks() -> AsyncGenerator[bytes]:
             try:
                 yield RETRY + b"".join(map(_encode, first))

@@ -35,6 +35,8 @@ _NODE_GAUGES = {
     "parked_jobs": "Jobs that wait at a node for a rate limit.",
     "uptime_seconds": "How long a node has run.",
 }
+# Outcome of attempts → its gauge in a node's report.
+_WEBHOOKS = {"success": "webhook_delivered", "failed": "webhook_failed", "dead": "webhook_dead"}
 _HISTOGRAMS = {
     "duration": "Seconds from the start of the last attempt to the end of the job.",
     "queue_time": "Seconds from enqueue to the first start.",
@@ -57,7 +59,7 @@ class MetricsHandlers:
             snapshots += await self._stats.of(queues[start : start + QUEUES_AT_ONCE])
         reports = await self._stats.metrics()
         registry = CollectorRegistry(auto_describe=False)
-        gauges = [*_gauges(snapshots, self._workers.all()), *_of_nodes(reports)]
+        gauges = [*_gauges(snapshots, self._workers.all()), *_of_nodes(reports), *_of_webhooks(reports)]
         registry.register(_Scrape([*gauges, *_counted(reports), *_timed(reports), _requested(reports)]))
         # Prometheus names no type at all or many; a client that asks for exactly this gets exactly this.
         bare = request.headers.get(b"accept") == BARE_TYPE
@@ -101,6 +103,16 @@ def _of_nodes(reports: list[dict[str, Any]]) -> Iterable[Metric]:
         for report in reports:
             family.add_metric([report["node"]], dict(report["gauges"])[name])
         yield family
+
+
+def _of_webhooks(reports: list[dict[str, Any]]) -> Iterable[Metric]:
+    text = "Attempts to deliver an event to a webhook, by what came of them (ojs-webhooks section 11.2)."
+    family = CounterMetricFamily("ojs_webhook_delivery_count", text, labels=["status", "node"])
+    for report in reports:
+        for status, name in _WEBHOOKS.items():
+            family.add_metric([status, report["node"]], dict(report["gauges"]).get(name, 0))
+    count = max((dict(report["gauges"]).get("webhook_subscriptions", 0) for report in reports), default=0)
+    return family, GaugeMetricFamily("ojs_webhook_subscription_count", "Webhook subscriptions.", value=count)
 
 
 def _counted(reports: list[dict[str, Any]]) -> Iterable[Metric]:

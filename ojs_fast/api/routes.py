@@ -16,6 +16,8 @@ from ojs_fast.api.rate_limits import RateLimitHandlers
 from ojs_fast.api.running import RunningHandlers
 from ojs_fast.api.schemas import SchemaHandlers
 from ojs_fast.api.system import SystemHandlers
+from ojs_fast.api.webhooks import WebhookHandlers
+from ojs_fast.api.websocket import SocketHandlers
 from ojs_fast.api.workers import WorkerHandlers
 from ojs_fast.api.workflows import WorkflowHandlers
 
@@ -74,6 +76,8 @@ def routes(
     workflows: WorkflowHandlers,
     running: RunningHandlers,
     schemas: SchemaHandlers,
+    webhooks: WebhookHandlers,
+    sockets: SocketHandlers,
     *,
     with_reset: bool,
 ) -> list[Route]:
@@ -164,6 +168,18 @@ def routes(
         Route("GET", V1 + "/events/stream", live.of_channel),
         Route("GET", V1 + "/jobs/{id}/events", live.of_job),
         Route("GET", V1 + "/queues/{name}/events", live.of_queue),
+        Route("GET", V1 + "/ws", sockets.without_upgrade),
+        Route("GET", "/ws", sockets.without_upgrade),
+        Route("GET", V1 + "/webhooks/subscriptions", webhooks.list),
+        Route("POST", V1 + "/webhooks/subscriptions", webhooks.create),
+        Route("GET", V1 + "/webhooks/subscriptions/{id}", webhooks.get),
+        Route("PATCH", V1 + "/webhooks/subscriptions/{id}", webhooks.update),
+        Route("DELETE", V1 + "/webhooks/subscriptions/{id}", webhooks.delete),
+        Route("POST", V1 + "/webhooks/subscriptions/{id}/test", webhooks.test),
+        Route("POST", V1 + "/webhooks/subscriptions/{id}/rotate-secret", webhooks.rotate),
+        Route("GET", V1 + "/webhooks/deliveries", webhooks.deliveries),
+        Route("GET", V1 + "/webhooks/deliveries/{id}", webhooks.delivery),
+        Route("POST", V1 + "/webhooks/deliveries/{id}/retry", webhooks.retry),
         Route("GET", V1 + "/admin/stats", admin.stats),
         Route("GET", V1 + "/admin/stats/history", admin.history),
         Route("GET", V1 + "/admin/system/config", admin.config),

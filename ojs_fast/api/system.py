@@ -18,7 +18,7 @@ def manifest() -> dict[str, Any]:
         "ojs_version": "1.0",
         "implementation": {"name": "ojs-fast", "version": __version__, "language": "python"},
         "conformance_level": CONFORMANCE_LEVEL,
-        "protocols": ["http"],
+        "protocols": ["http", "websocket"],
         "backend": "nats",
         "capabilities": {
             "batch_enqueue": True,
@@ -35,6 +35,8 @@ def manifest() -> dict[str, Any]:
             "queue_stats": True,
             "queue_config": True,
             "backpressure": True,
+            "webhooks": True,
+            "realtime": True,
         },
         "extensions": [
             "urn:ojs:ext:admin-api",
@@ -45,6 +47,7 @@ def manifest() -> dict[str, Any]:
             "urn:ojs:ext:progress",
             "urn:ojs:ext:queue-config",
             "urn:ojs:ext:rate-limiting",
+            "urn:ojs:ext:webhooks",
         ],
         "endpoints": {
             "base_url": "/ojs/v1",
@@ -53,6 +56,8 @@ def manifest() -> dict[str, Any]:
             "jobs": "/ojs/v1/jobs",
             "workflows": "/ojs/v1/workflows",
             "events": "/ojs/v1/events",
+            "webhooks": "/ojs/v1/webhooks/subscriptions",
+            "websocket": "/ojs/v1/ws",
         },
     }
 

@@ -39,9 +39,13 @@ class Events:
 
     def announce(self, event_type: str, subject: str, data: dict[str, Any]) -> None:
         """Announce something that is no change of a job."""
+        self._log.append(event_type, orjson.dumps(self.envelope(event_type, subject, data)))
+
+    def envelope(self, event_type: str, subject: str, data: dict[str, Any]) -> dict[str, Any]:
+        """An event that happens now, not announced."""
         now_ms = self._clock()
         time = _core.format_rfc3339_ms(now_ms)
-        event = {
+        return {
             "specversion": "1.0",
             "id": f"evt_{self._ids.next(now_ms)}",
             "type": event_type,
@@ -50,7 +54,6 @@ class Events:
             "subject": subject,
             "data": {**data, "timestamp": time},
         }
-        self._log.append(event_type, orjson.dumps(event))
 
     async def read(
         self, *, after: str, types: list[str], queues: list[str], job_types: list[str], limit: int

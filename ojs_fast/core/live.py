@@ -8,7 +8,7 @@ listener that comes back says how far it got.
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Container, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -47,6 +47,9 @@ class LiveEvent:
     def id(self) -> str:
         """What a listener that comes back names."""
         return f"{self.position[0]}.{self.position[1]}"
+
+
+GOODBYE = LiveEvent("server.shutdown", {"reason": "shutdown", "grace_period_ms": GRACE_MS})
 
 
 class Listener:
@@ -117,7 +120,8 @@ class LiveEvents:
         self._clock = clock
         self._listeners: dict[str, set[Listener]] = {}
         self._opening = asyncio.Lock()
-        self._is_closing = False
+        #: set once the server stops
+        self.ended = asyncio.Event()
 
     @property
     def count(self) -> int:
@@ -126,11 +130,10 @@ class LiveEvents:
 
     def end(self) -> None:
         """Tell every listener that the server goes, and end its stream."""
-        self._is_closing = True
-        goodbye = LiveEvent("server.shutdown", {"reason": "shutdown", "grace_period_ms": GRACE_MS})
+        self.ended.set()
         for listeners in self._listeners.values():
             for listener in listeners:
-                listener.offer(goodbye)
+                listener.offer(GOODBYE)
                 listener.close()
 
     async def close(self) -> None:
@@ -158,7 +161,7 @@ class LiveEvents:
             await self._unregister(listener)
 
     async def _register(self, channel: str, event_types: frozenset[str]) -> Listener:
-        if self._is_closing or self.count >= LISTENERS_MAX:
+        if self.ended.is_set() or self.count >= LISTENERS_MAX:
             raise BackendUnavailable("This server takes no further listeners; try another one, or later.")
         listener = Listener(channel, event_types)
         self._listeners.setdefault(channel, set()).add(listener)
@@ -182,9 +185,9 @@ class LiveEvents:
                     await self._feed.close()
 
     def _received(self, sequence: int, payload: bytes) -> None:
-        for event, channels in _events(sequence, payload):
+        for event, channels in _events(sequence, payload, self._listeners):
             for channel in channels:
-                for listener in self._listeners.get(channel, ()):
+                for listener in self._listeners[channel]:
                     listener.offer(event)
 
     async def _replayed(self, after: str, channel: str) -> AsyncIterator[LiveEvent]:
@@ -198,8 +201,8 @@ class LiveEvents:
         sequence -= 1 if number else 0  # the message that the client had begun
         while page := await self._log.read_raw(sequence):
             for sequence, payload in page:
-                for event, channels in _events(sequence, payload):
-                    if channel in channels and event.position > asked:
+                for event, _ in _events(sequence, payload, {channel}):
+                    if event.position > asked:
                         yield event
 
 
@@ -211,7 +214,8 @@ def parse_id(text: str) -> Position | None:
     return None
 
 
-def _events(sequence: int, payload: bytes) -> Iterator[tuple[LiveEvent, list[str]]]:
+def _events(sequence: int, payload: bytes, wanted: Container[str]) -> Iterator[tuple[LiveEvent, list[str]]]:
+    """The events of a message that have any of the wanted channels, with those that they have."""
     try:
         envelopes = orjson.loads(payload)
     except orjson.JSONDecodeError:  # not one of ours
@@ -219,11 +223,10 @@ def _events(sequence: int, payload: bytes) -> Iterator[tuple[LiveEvent, list[str
     for number, envelope in enumerate(envelopes if isinstance(envelopes, list) else [], 1):
         try:
             data = envelope["data"]
-            channels = [ALL]
-            if "job_id" in data:
-                channels.append(f"job:{data['job_id']}")
-            if "queue" in data:
-                channels.append(f"queue:{data['queue']}")
+            named = (ALL, f"queue:{data['queue']}" if "queue" in data else "", f"job:{data.get('job_id')}")
+            channels = [channel for channel in named if channel in wanted]
+            if not channels:
+                continue
             event = _live(envelope["type"], data, (sequence, number))
         except (KeyError, TypeError):  # not one of ours
             continue

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tallies import Tallies
+from ojs_fast.core.webhooks.service import Webhooks
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import NodeMessage
 from ojs_fast.storage.errors import Unavailable
@@ -20,10 +21,13 @@ KEPT = (names.NODES,)
 class Resetter:
     """Purges streams and makes every node forget what it holds in memory."""
 
-    def __init__(self, stores: Stores, leases: Leases, tallies: Tallies, forget: Callable[[], None]) -> None:
+    def __init__(
+        self, stores: Stores, leases: Leases, tallies: Tallies, webhooks: Webhooks, forget: Callable[[], None]
+    ) -> None:
         self._stores = stores
         self._leases = leases
         self._tallies = tallies
+        self._webhooks = webhooks
         self._forget = forget
 
     async def answer(self, msg: NodeMessage) -> None:
@@ -39,6 +43,7 @@ class Resetter:
         self._forget()
         for info in await self._stores.work.consumers():
             await self._stores.connection.api(f"CONSUMER.DELETE.{names.WORK_STREAM}.{info['name']}")
+        await self._webhooks.wipe()
         buckets = [names.bucket_stream(bucket) for bucket in names.BUCKETS if bucket not in KEPT]
         streams = [names.WORK_STREAM, names.EVENT_STREAM, names.STATS_STREAM, *buckets]
         answers = await asyncio.gather(*(self._stores.connection.api(f"STREAM.PURGE.{stream}") for stream in streams))

@@ -185,6 +185,10 @@ class Bucket:
         """
         await self._connection.purge(names.bucket_stream(self.name), names.bucket_subject(self.name, key), revision)
 
+    async def keep_latest(self, keys: str, count: int) -> None:
+        """Remove all that a wildcard matches but the latest `count`, without markers. Raises Unavailable."""
+        await self._connection.purge(names.bucket_stream(self.name), names.bucket_subject(self.name, keys), keep=count)
+
 
 class Outbox:
     """Writes that must arrive but that nobody waits for."""

@@ -380,6 +380,10 @@ class Connection:
         """Answer a message that came by `subscribe`."""
         await self._nc.publish(msg.reply, payload)
 
+    async def publish_behind(self, subject: str, payload: bytes, reply: str) -> None:
+        """Publish on the connection of `subscribe`: NATS knows the subscriptions made before."""
+        await self._nc.publish(subject, payload, reply)
+
     def new_inbox(self) -> str:
         """A fresh inbox subject for `subscribe`."""
         return str(self._nc.new_inbox())
@@ -416,9 +420,9 @@ class Connection:
             raise Unavailable(f"stream info failed: {answer['error'].get('description')}")
         return answer
 
-    async def purge(self, stream: str, subject: str, through: int = 0) -> None:
-        """Remove what a subject matches, up to sequence `through` (0 = all). Raises Unavailable."""
-        bound = {"seq": through + 1} if through else {}
+    async def purge(self, stream: str, subject: str, through: int = 0, keep: int = 0) -> None:
+        """Remove what a subject matches, up to sequence `through` or but the last `keep`. Raises Unavailable."""
+        bound = {"seq": through + 1} if through else {"keep": keep} if keep else {}
         answer = await self.api(f"STREAM.PURGE.{stream}", {"filter": subject, **bound})
         if "error" in answer:
             raise Unavailable(f"purge failed: {answer['error'].get('description')}")

@@ -38,16 +38,23 @@ DEAD = "ojs-dead"
 ACTIVE = "ojs-active"
 NODES = "ojs-nodes"
 LIMITS = "ojs-limits"
+WEBHOOKS = "ojs-webhooks"
+DELIVERIES = "ojs-deliveries"
 TALLIES = "ojs-stats"
 SCHEMAS = "ojs-schemas"
 
 BUCKETS = (
     JOBS, UNIQUE, CRON, WORKERS, WORKFLOWS, QUEUES, SCHEDULED, RETRY, EXPIRY, DEAD, ACTIVE, NODES, LIMITS, TALLIES,
     SCHEMAS,
+    WEBHOOKS, DELIVERIES,
 )  # fmt: skip
 
 # Streams whose batches may be staged in memory: of those in other streams nobody mends what a power cut leaves.
 STAGED_IN_MEMORY = (WORK_STREAM, *(f"KV_{bucket}" for bucket in BUCKETS if bucket != TALLIES))
+
+# Consumers: of the events, one for each subscription; of `ojs-deliveries`, for those that are tried again.
+WEBHOOK_CONSUMERS = "webhook="
+RETRIES_CONSUMER = "webhook-retries"
 
 _PLAIN = frozenset(string.ascii_letters + string.digits + "-")
 
@@ -156,6 +163,11 @@ def tally_keys() -> str:
 def tally_owner_key(owner: str) -> str:
     """Key in `ojs-stats` of how far an owner has counted."""
     return f"n.{owner}"
+
+
+def webhook_consumer(subscription_id: str) -> str:
+    """The consumer of `OJS_EVENTS` that holds a webhook subscription's place."""
+    return f"{WEBHOOK_CONSUMERS}{subscription_id}"
 
 
 def node_subject(node_id: str) -> str:

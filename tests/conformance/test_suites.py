@@ -28,6 +28,7 @@ LEVELS = (
     "level-3-workflows",
     "level-4-advanced",
     "ext-backpressure",
+    "ext-webhooks",
 )
 # Read with what the official runner ignores (`capture` and the like), else hardly any could pass.
 EXTENSIONS = (

@@ -1,0 +1,1 @@
+"""Webhooks (ojs-webhooks): subscriptions, and events that are sent to them."""
