@@ -20,6 +20,7 @@ from tests.cli.command import COMMAND, Cli
 from tests.support.api import Api, ApiError, job_request
 from tests.support.nats import Nats
 from tests.support.processes import poll
+from tests.support.receiver import Receiver
 from tests.support.server import Server
 
 MakeServer = Callable[..., Server]
@@ -326,3 +327,27 @@ def test_what_cannot_be_backed_up_is_said(tmp_path: Path, server: Server) -> Non
         assert "has no stream" in Cli(NATS_URL=empty.url).fails("backup", str(tmp_path / "c.tar"))
         assert time.monotonic() - began < 60
     assert not (tmp_path / "c.tar").exists()
+
+
+def test_webhooks_go_on(fresh_server: MakeServer, tmp_path: Path) -> None:
+    """A restored subscription hears of what happens behind the restore, with the secret of then."""
+    open_to_all = {"OJS_WEBHOOKS_ALLOW_PRIVATE": "true"}
+    with Receiver() as receiver:
+        server = fresh_server(env=open_to_all)
+        with Api(server.url) as api:
+            wish = {"url": receiver.url, "events": ["job.completed"]}
+            api.call("POST", "/webhooks/subscriptions", wish)
+            for _ in range(3):
+                api.enqueue("q")
+                api.ack(api.fetch("q")[0]["id"])
+            receiver.await_count(3)
+        cli_of(server.data_dir).run("backup", str(tmp_path / "b.tar"))
+        server.stop()
+        cli_of(tmp_path / "new").run("restore", str(tmp_path / "b.tar"))
+        restored = fresh_server(tmp_path / "new", env=open_to_all)
+        with Api(restored.url) as api:
+            job = api.enqueue("q")
+            api.ack(api.fetch("q")[0]["id"])
+            poll(
+                lambda: any(job["id"] in str(one.event) for one in receiver.received[3:]), what="the event is delivered"
+            )
