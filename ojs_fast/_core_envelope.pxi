@@ -102,9 +102,9 @@ cdef int64_t _interval(object policy, str policy_field, str key, int64_t default
     cdef str field = policy_field + "." + key
     if value is None and in_ms is None:
         return default_ms
+    if in_ms is not None and (type(in_ms) is not int or not 0 < in_ms <= _MAX_INTERVAL_MS):
+        raise EnvelopeError(field + "_ms", in_ms, "a positive integer of milliseconds", True)
     if value is None:
-        if type(in_ms) is not int or not 0 < in_ms <= _MAX_INTERVAL_MS:
-            raise EnvelopeError(field + "_ms", in_ms, "a positive integer of milliseconds", True)
         return in_ms
     try:
         if not isinstance(value, str):
@@ -143,6 +143,7 @@ cpdef list parse_retry_policy(bytes raw, str field="options.retry"):
     """
     cdef object policy, attempts, coefficient, jitter, strategy, patterns, exhaustion
     cdef int64_t initial_ms, max_ms
+    cdef str name
     try:
         policy = orjson.loads(raw)
     except orjson.JSONDecodeError:
@@ -169,13 +170,13 @@ cpdef list parse_retry_policy(bytes raw, str field="options.retry"):
         jitter = True
     if type(jitter) is not bool:
         raise EnvelopeError(field + ".jitter", jitter, "true or false", True)
-    strategy = policy.get("backoff_strategy")
-    if strategy is None:
-        strategy = policy.get("backoff_type")
-    if strategy is None:
-        strategy = "exponential"
-    if strategy not in _STRATEGIES:
-        raise EnvelopeError(field + ".backoff_strategy", strategy, "one of " + ", ".join(_STRATEGIES), True)
+    strategy = "exponential"
+    for name in ("backoff_type", "backoff_strategy"):
+        # The later one goes before the other, which must be sound all the same: the job keeps both.
+        if policy.get(name) is not None:
+            strategy = policy[name]
+            if strategy not in _STRATEGIES:
+                raise EnvelopeError(f"{field}.{name}", strategy, "one of " + ", ".join(_STRATEGIES), True)
     patterns = policy.get("non_retryable_errors")
     if patterns is None:
         patterns = []

@@ -79,6 +79,9 @@ cdef tuple _limit_rate(dict members, str field):
     cdef object rate = members.get("rate")
     cdef object per_second = members.get("max_per_second")
     cdef str path = _limit_path(field, "rate")
+    if members.get("period") is not None and type(rate) is not int:
+        # It goes with a rate that is a number; the job keeps it all the same.
+        _limit_period(members["period"], _limit_path(field, "period"))
     if per_second is not None:
         if rate is not None:
             raise EnvelopeError(path, rate, "either rate or max_per_second, not both")

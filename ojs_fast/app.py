@@ -27,6 +27,7 @@ from ojs_fast.api.bulk import BulkHandlers
 from ojs_fast.api.channels import Channels
 from ojs_fast.api.cron import CronHandlers
 from ojs_fast.api.dead_letters import DeadLetterHandlers
+from ojs_fast.api.document import DocumentHandlers
 from ojs_fast.api.http import (
     Gate,
     Receive,
@@ -42,7 +43,7 @@ from ojs_fast.api.live import LiveHandlers
 from ojs_fast.api.metrics import MetricsHandlers
 from ojs_fast.api.queues import QueueHandlers
 from ojs_fast.api.rate_limits import RateLimitHandlers
-from ojs_fast.api.routes import Handler, Route, routes
+from ojs_fast.api.routes import Handler, Route, methods_of, routes
 from ojs_fast.api.running import RunningHandlers
 from ojs_fast.api.schemas import SchemaHandlers
 from ojs_fast.api.scopes import scope_of
@@ -81,12 +82,10 @@ class OjsApplication(Application):
             for r in table
             if "{" not in r.path
         }
-        methods: dict[str, list[str]] = {}
+        self._table = table
         for route in table:
-            methods.setdefault(route.path, []).append(route.method)
             if "{" in route.path:
                 self.router.add(route.method, route.path, self._routed(route))
-        self._methods = methods
         self.router.fallback = self._not_found
         self.on_start += self._open
         self.on_stop += self._close
@@ -197,11 +196,13 @@ class OjsApplication(Application):
     async def _not_found(self, web_request: WebRequest) -> Response:
         scope: Any = web_request.scope
         request = Request(scope, scope["ojs.receive"])
-        allowed = self._methods.get(scope["path"])
+        allowed = methods_of(self._table, scope["path"])
         method, path = scope["method"], scope["path"][:200]
         if allowed:
             wrong = MethodNotAllowed(f"{method} is not possible on {path}; expected {' or '.join(allowed)}.")
-            return _response(request, error_reply(wrong, request))
+            reply = error_reply(wrong, request)
+            reply.headers.append((b"allow", ", ".join(allowed).encode()))
+            return _response(request, reply)
         missing = NotFound(
             f"There is no endpoint {method} {path}.",
             details={"resource_type": "endpoint", "resource_id": path},
@@ -262,6 +263,7 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
         SchemaHandlers(node.schemas),
         WebhookHandlers(node.webhooks),
         sockets,
+        DocumentHandlers(settings.max_body_bytes),
         with_reset=settings.enable_reset,
     )
     return OjsApplication(node, gate, otel.requests(table) if otel else table, sockets, servers)

@@ -46,6 +46,12 @@ class PayloadTooLarge(OJSError):
     code = "payload_too_large"
 
 
+class BatchTooLarge(OJSError):
+    """A bulk request names too many jobs (ojs-bulk-operations section 9.1). `details`: max_batch_size."""
+
+    code = "BATCH_SIZE_EXCEEDED"
+
+
 class NotFound(OJSError):
     """There is no such resource."""
 

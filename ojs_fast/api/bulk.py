@@ -15,13 +15,14 @@ from ojs_fast.core.idempotency import Answer, DerivedIds, IdempotentRequests, en
 from ojs_fast.core.job_search import JobFilter
 from ojs_fast.core.jobs import MAX_BATCH, WAITING_STATES, Jobs
 from ojs_fast.core.refusals import decode_field, refused
-from ojs_fast.errors import BackendUnavailable, OJSError, Unsupported, invalid_field
+from ojs_fast.errors import BackendUnavailable, BatchTooLarge, OJSError, Unsupported, invalid_field
 
 DONE = {"cancel": "cancelled", "retry": "retried", "delete": "deleted", "get": "found"}
+CANCELLED_BY_DEFAULT = ("available", "scheduled")
 ADMIN_STATES = {"cancel": WAITING_STATES, "retry": RETRIABLE, "delete": ("completed", "discarded", "cancelled")}
 ITEMS_OF_A_FILTER = 1000
 ERRORS_TOLD = 100
-_ATOMICITIES = ("partial", "atomic")
+ATOMICITIES = ("partial", "atomic")
 _FILTER = (
     "type",
     "queue",
@@ -50,7 +51,7 @@ class BulkHandlers:
         """POST /jobs/bulk (section 5)."""
         atomicity, key, bodies = _bulk_request(request)
         if len(bodies) > MAX_BATCH:
-            return _too_many(len(bodies))
+            raise _too_many(len(bodies))
 
         async def act(ids: DerivedIds | None) -> Answer:
             if atomicity == "atomic":
@@ -99,7 +100,7 @@ class BulkHandlers:
                 if not isinstance(job_ids, list) or not all(isinstance(one, str) for one in job_ids):
                     raise invalid_field("job_ids", job_ids, "an array of job ids")
                 if len(job_ids) > MAX_BATCH:
-                    return _too_many(len(job_ids))
+                    raise _too_many(len(job_ids))
             key = _key(request, body.get("idempotency_key")) if action != "get" else None
             act = partial(self._act, action, job_ids, wanted)
             answer = await act() if key is None else await self._idempotent.run(action, key, request.body, act)
@@ -111,7 +112,7 @@ class BulkHandlers:
     async def _act(self, action: str, job_ids: list[str] | None, wanted: Any, _: DerivedIds | None = None) -> Answer:
         if job_ids is not None:
             return _acted(action, await self._bulk.act(action, job_ids))
-        default = ("available", "scheduled") if action == "cancel" else ADMIN_STATES.get(action, ())
+        default = CANCELLED_BY_DEFAULT if action == "cancel" else ADMIN_STATES.get(action, ())
         return _acted(action, await self._bulk.act_on_matching(action, _filter(wanted, default), ITEMS_OF_A_FILTER))
 
     def admin(self, action: str) -> Callable[[Request], Awaitable[Reply]]:
@@ -147,8 +148,8 @@ def _bulk_request(request: Request) -> tuple[str, str | None, list[bytes]]:
         if name in ("atomicity", "idempotency_key")
     }
     atomicity = values.get("atomicity") or "partial"
-    if atomicity not in _ATOMICITIES:
-        raise invalid_field("atomicity", atomicity, " or ".join(_ATOMICITIES))
+    if atomicity not in ATOMICITIES:
+        raise invalid_field("atomicity", atomicity, " or ".join(ATOMICITIES))
     key = _key(request, values.get("idempotency_key"))
     span = members.get("jobs")
     if span is None or request.body[span[0] : span[0] + 1] != b"[":
@@ -161,7 +162,9 @@ def _bulk_request(request: Request) -> tuple[str, str | None, list[bytes]]:
 
 def _key(request: Request, in_body: Any) -> str | None:
     """The idempotency key, None without one; the header goes before the body (section 11.3). Raises InvalidRequest."""
-    key = idempotency_key(request) or in_body
+    key = idempotency_key(request)
+    if key is None:
+        key = in_body
     if key is not None and not isinstance(key, str):
         raise invalid_field("idempotency_key", key, "a string of 1 to 256 characters")
     return key
@@ -215,14 +218,8 @@ def _acted(action: str, outcome: Outcome) -> Answer:
     return Answer(status, orjson.dumps(body))
 
 
-def _too_many(count: int) -> Reply:
-    error = {
-        "code": "BATCH_SIZE_EXCEEDED",
-        "message": f"Batch size {count} exceeds maximum of {MAX_BATCH}",
-        "retryable": False,
-        "max_batch_size": MAX_BATCH,
-    }
-    return Reply(413, orjson.dumps({"error": error}), [(b"x-ojs-max-batch-size", b"%d" % MAX_BATCH)])
+def _too_many(count: int) -> BatchTooLarge:
+    return BatchTooLarge(f"Batch size {count} exceeds maximum of {MAX_BATCH}.", details={"max_batch_size": MAX_BATCH})
 
 
 def _index_in(field: str) -> int | None:

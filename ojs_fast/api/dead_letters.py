@@ -107,12 +107,13 @@ def _confirmed(request: Request) -> DeadFilter:
     given = body.get("filter", {})
     if not isinstance(given, dict):
         raise invalid_field("filter", given, "an object")
-    given = {**{name: value for name, value in body.items() if name not in ("confirm", "filter")}, **given}
-    for name, value in given.items():
+    beside = {name: value for name, value in body.items() if name not in ("confirm", "filter")}
+    for name, value in (*beside.items(), *given.items()):
         if name not in _TEXTS + _TIMES:
             raise invalid_field(name, value, f"only {', '.join(_TEXTS + _TIMES)}")
         if not isinstance(value, str):
             raise invalid_field(name, value, "a string")
+    given = {**beside, **given}
     times = {name: moment_ms(name, given[name]) for name in _TIMES if name in given}
     until = [times[name] for name in ("until", "older_than") if name in times]
     queue, type_, error_type = (given.get(name, "") for name in _TEXTS)

@@ -23,6 +23,7 @@ from ojs_fast.core.clock import now_ms
 from ojs_fast.core.refusals import decode_field, refused
 from ojs_fast.errors import (
     BackendUnavailable,
+    BatchTooLarge,
     Conflict,
     Duplicate,
     Forbidden,
@@ -43,6 +44,7 @@ from ojs_fast.storage.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
+V1 = "/ojs/v1"
 OJS_JSON = b"application/openjobspec+json"
 PLAIN_JSON = b"application/json"
 VERSION = b"1.0"
@@ -50,6 +52,8 @@ BODY_TIMEOUT_S = 60
 TELL_EVERY_S = 1.0
 QUEUE_FULL_RETRY_S = 1
 RFC_3339 = 'an RFC 3339 time with a zone ("2026-02-12T10:30:00Z")'
+# Longer numbers in a query string are refused; of the others those beyond a parameter's bound count as the bound.
+MOST_QUERY_DIGITS = 17
 DOCS_URL = "https://openjobspec.org/docs/errors#"
 
 RawHeaders = list[tuple[bytes, bytes]]
@@ -63,6 +67,7 @@ _STATUS: dict[type[Exception], int] = {
     Conflict: 409,
     Duplicate: 409,
     PayloadTooLarge: 413,
+    BatchTooLarge: 413,
     QueueFull: 429,
     JobTypeNotAllowed: 422,
     Unauthorized: 401,
@@ -154,7 +159,7 @@ class Request:
         raw = self.query(name)
         if not raw:
             return default
-        if not (raw.isascii() and raw.isdigit() and len(raw) < 18 and int(raw) >= low):
+        if not (raw.isascii() and raw.isdigit() and len(raw) <= MOST_QUERY_DIGITS and int(raw) >= low):
             raise InvalidRequest(
                 f"Parameter '{name}' is '{raw[:60]}'; expected an integer from {low} to {high}.",
                 details={"field": name, "received": raw[:60], "expected": f"integer from {low} to {high}"},
@@ -389,6 +394,10 @@ def error_reply(error: OJSError, request: Request) -> Reply:
         body |= facts
         headers.append((b"retry-after", b"%d" % QUEUE_FULL_RETRY_S))
         headers.extend(depth_headers(facts["depth"], facts["bound"]))
+    elif isinstance(error, BatchTooLarge):
+        facts = error.details or {}
+        body |= facts
+        headers.append((b"x-ojs-max-batch-size", b"%d" % facts["max_batch_size"]))
     elif status == 401:
         headers.append((b"www-authenticate", b"Bearer"))
     try:

@@ -15,6 +15,7 @@ from ojs_fast.core.queues import Queues
 from ojs_fast.errors import InvalidRequest
 
 MAX_BLOCK_S = 300
+BLOCK_DIGITS = 8  # a longer wait is refused, one beyond MAX_BLOCK_S cut
 PRIORITIES = range(-100, 101)
 
 Enqueue = Callable[[bytes, Ticket | None, DerivedIds], Awaitable[Answer]]
@@ -37,7 +38,7 @@ class JobHandlers:
         raw = request.headers.get(b"ojs-block-timeout")
         if raw is None:
             return Ticket() if self._queues.rules else None
-        if not (raw.isdigit() and len(raw) < 9):
+        if not (raw.isdigit() and len(raw) <= BLOCK_DIGITS):
             shown = raw[:40].decode("latin-1")
             raise InvalidRequest(
                 f"Field 'OJS-Block-Timeout' is '{shown}'; expected whole seconds from 0 to {MAX_BLOCK_S}.",

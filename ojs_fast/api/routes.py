@@ -1,13 +1,16 @@
 """The route table: method, path, handler. One line per endpoint."""
 
-from collections.abc import Awaitable, Callable
+import re
+from collections.abc import Awaitable, Callable, Iterable
 from dataclasses import dataclass
+from functools import cache
 
 from ojs_fast.api.admin import AdminHandlers
 from ojs_fast.api.bulk import BulkHandlers
 from ojs_fast.api.cron import CronHandlers
 from ojs_fast.api.dead_letters import DeadLetterHandlers
-from ojs_fast.api.http import Reply, Request
+from ojs_fast.api.document import DocumentHandlers
+from ojs_fast.api.http import V1, Reply, Request
 from ojs_fast.api.jobs import JobHandlers
 from ojs_fast.api.live import LiveHandlers
 from ojs_fast.api.metrics import MetricsHandlers
@@ -22,7 +25,6 @@ from ojs_fast.api.workers import WorkerHandlers
 from ojs_fast.api.workflows import WorkflowHandlers
 
 Handler = Callable[[Request], Awaitable[Reply]]
-V1 = "/ojs/v1"
 #: What ojs-distributed-tracing section 4 names; all others are named after their path.
 OPERATIONS = {
     ("POST", "/jobs"): "enqueue",
@@ -78,6 +80,7 @@ def routes(
     schemas: SchemaHandlers,
     webhooks: WebhookHandlers,
     sockets: SocketHandlers,
+    document: DocumentHandlers,
     *,
     with_reset: bool,
 ) -> list[Route]:
@@ -88,6 +91,9 @@ def routes(
         Route("GET", "/health", system.health, is_open=True),
         Route("GET", "/ready", system.ready, is_open=True),
         Route("GET", V1 + "/ready", system.ready, is_open=True),
+        Route("GET", "/openapi.json", document.openapi, is_open=True),
+        Route("GET", V1 + "/openapi.json", document.openapi, is_open=True),
+        Route("GET", "/docs", document.page, is_open=True),
         Route("GET", "/metrics", metrics.metrics),
         Route("POST", V1 + "/jobs", jobs.enqueue),
         Route("POST", V1 + "/jobs/batch", jobs.enqueue_batch),
@@ -217,4 +223,16 @@ def routes(
         ]
     if with_reset:
         table.append(Route("POST", V1 + "/admin/reset", system.reset))
+    document.describe(table)
     return table
+
+
+def methods_of(table: Iterable[Route], path: str) -> list[str]:
+    """The methods that a path takes, in the order of the table; none when there is no such path."""
+    return list({route.method: None for route in table if _pattern(route.path).fullmatch(path)})
+
+
+@cache
+def _pattern(path: str) -> re.Pattern[str]:
+    pattern = re.sub(r"\\{path:\w+\\}", ".+", re.escape(path).replace("\\:", ":"))
+    return re.compile(re.sub(r"\\{\w+\\}", "[^/]+", pattern))

@@ -3,7 +3,7 @@
 from typing import Any
 
 from ojs_fast import __version__
-from ojs_fast.api.http import Reply, Request, json_reply
+from ojs_fast.api.http import V1, Reply, Request, json_reply
 from ojs_fast.core.events import Events
 from ojs_fast.core.health import Health
 from ojs_fast.core.reset import Resetter
@@ -50,7 +50,7 @@ def manifest() -> dict[str, Any]:
             "urn:ojs:ext:webhooks",
         ],
         "endpoints": {
-            "base_url": "/ojs/v1",
+            "base_url": V1,
             "manifest": "/ojs/manifest",
             "health": "/ojs/v1/health",
             "jobs": "/ojs/v1/jobs",
@@ -58,6 +58,7 @@ def manifest() -> dict[str, Any]:
             "events": "/ojs/v1/events",
             "webhooks": "/ojs/v1/webhooks/subscriptions",
             "websocket": "/ojs/v1/ws",
+            "openapi": "/openapi.json",
         },
     }
 

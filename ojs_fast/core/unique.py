@@ -86,6 +86,7 @@ def _policy(at: str, text: str) -> _Policy:
         if name not in _KNOWN:
             raise _invalid(f"{at}.{name[:60]}", policy[name], f"only {', '.join(_KNOWN)}")
     keys_at = "key" if policy.get("keys") is None and policy.get("key") is not None else "keys"
+    _texts(policy, at, "key", DIMENSIONS)  # also where `keys` goes before it: what is kept must be sound
     keys = _texts(policy, at, keys_at, DIMENSIONS) or ["type"]
     states = _texts(policy, at, "states", STATES)
     if states == []:

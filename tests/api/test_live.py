@@ -16,6 +16,7 @@ from ojs_fast.core import live
 from ojs_fast.core.live import Listener, LiveEvent
 from tests.support.api import Api, unique_queue
 from tests.support.nats import Nats
+from tests.support.openapi import acheck
 from tests.support.processes import poll
 from tests.support.server import Server
 
@@ -50,7 +51,7 @@ class Stream:
 async def listening(url: str, path: str, **headers: str) -> AsyncIterator[Stream]:
     """Open a stream and wait until it runs."""
     async with (
-        httpx.AsyncClient(trust_env=False, timeout=30) as client,
+        httpx.AsyncClient(trust_env=False, timeout=30, event_hooks={"response": [acheck]}) as client,
         client.stream("GET", f"{url}/ojs/v1{path}", headers=headers) as reply,
     ):
         assert reply.status_code == 200, await reply.aread()

@@ -14,6 +14,7 @@ from ojs_fast import __version__
 from tests.support.api import Api, unique_queue
 from tests.support.docker import health_check
 from tests.support.nats import Nats
+from tests.support.openapi import check
 from tests.support.server import Server
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -22,6 +23,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 def scrape(server: Server) -> Samples:
     """Every sample by name and labels, without the node."""
     reply = httpx.get(f"{server.url}/metrics", trust_env=False)
+    check(reply)
     assert reply.status_code == 200
     assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
     found: Samples = {}

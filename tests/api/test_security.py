@@ -14,6 +14,7 @@ import httpx
 
 from ojs_fast.api.keys import Scope, create_key, revoke_key
 from tests.support.docker import health_check
+from tests.support.openapi import check
 from tests.support.processes import free_port, poll
 from tests.support.server import Server
 
@@ -22,7 +23,9 @@ JOB = {"type": "t", "args": []}
 
 def _ask(server: Server, key: str, method: str, path: str, body: object = None) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    return httpx.request(method, f"{server.url}/ojs/v1{path}", headers=headers, json=body, timeout=20)
+    reply = httpx.request(method, f"{server.url}/ojs/v1{path}", headers=headers, json=body, timeout=20)
+    check(reply)
+    return reply
 
 
 def _has_ended(server: Server) -> bool:

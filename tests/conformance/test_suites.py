@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from tests.conftest import RESET
+from tests.support.openapi import acheck
 from tests.support.server import Server
 
 from .cases import Case, known_defect, load
@@ -100,6 +101,7 @@ async def test_the_official_cases_that_take_long_pass(fresh_server: Callable[...
 async def judge(case: Case, url: str) -> None:
     """Run one case; anything but success raises."""
     async with connect(url) as client:
+        client.event_hooks = {"response": [acheck]}
         runner = Runner(client)
         result = await runner.run_case(case)
     if runner.warnings:

@@ -9,6 +9,8 @@ from typing import Any, Self
 
 import httpx
 
+from tests.support.openapi import check
+
 CONTENT_TYPE = "application/openjobspec+json"
 Body = dict[str, Any]
 
@@ -42,7 +44,7 @@ class Api:
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
         self.url = url
-        self.http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s)
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, event_hooks={"response": [check]})
 
     def __enter__(self) -> Self:
         return self

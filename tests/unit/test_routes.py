@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from ojs_fast.api.http import Reply
-from ojs_fast.api.routes import OPERATIONS, V1, Route
+from ojs_fast.api.http import V1, Reply
+from ojs_fast.api.routes import OPERATIONS, Route
 
 
 async def handler(_: Any) -> Reply:

@@ -12,6 +12,7 @@ import orjson
 from ojs_fast import _core
 
 CHAIN, GROUP, BATCH, GRAPH = "chain", "group", "batch", "dag"
+TYPES = (CHAIN, GROUP, BATCH, GRAPH)
 CALLBACKS = ("on_complete", "on_success", "on_failure")
 
 # Outcomes of a member, one letter each.

@@ -10,6 +10,7 @@ from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.workflows.creator import Creator
 from ojs_fast.core.workflows.driver import Driver
+from ojs_fast.core.workflows.model import TYPES
 from ojs_fast.core.workflows.store import Run, WorkflowStore, workflow_not_found
 from ojs_fast.core.workflows.view import View
 from ojs_fast.errors import BackendUnavailable, Conflict, InvalidRequest
@@ -94,11 +95,12 @@ class Workflows:
 
     async def page(self, *, state: str, type_: str, limit: int, cursor: str, offset: int) -> Page:
         """Workflows by the time of their last change, oldest first; "" matches all. Raises OJSError, Unavailable."""
-        if state and state not in STATES:
-            raise InvalidRequest(
-                f"Parameter 'state' is '{state[:60]}'; expected one of {', '.join(STATES)}.",
-                details={"field": "state", "received": state[:60], "expected": list(STATES)},
-            )
+        for name, value, allowed in (("state", state, STATES), ("type", type_, TYPES)):
+            if value and value not in allowed:
+                raise InvalidRequest(
+                    f"Parameter '{name}' is '{value[:60]}'; expected one of {', '.join(allowed)}.",
+                    details={"field": name, "received": value[:60], "expected": list(allowed)},
+                )
         after = _decode_cursor(cursor)
         found: list[Run] = []
         for _ in range(SCANNED // PAGE):
