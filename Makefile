@@ -72,7 +72,7 @@ conformance: build ## run the official cases: SUITES=directories, OJS_URL=server
 $(LEVELS): conformance-level-%: ## run the official cases of level N
 	@$(MAKE) --no-print-directory conformance SUITES='$(wildcard $(SUITES_DIR)/level-$*-*)'
 
-fuzz: build ## COUNT damaged requests (100,000) to every endpoint, from SEED (random)
+fuzz: build ## COUNT damaged requests (100,000) to every endpoint, then ten minutes of schemathesis, from SEED (random)
 	OJS_FUZZ_COUNT=$(COUNT) OJS_FUZZ_SEED=$(SEED) $(BIN)/python -m pytest -q -s tests/fuzz
 
 chaos: build ## three nodes and three NATS servers with every fault at once: SEEDS=runs (20), SECONDS=each (180), SEED=first

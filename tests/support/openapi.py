@@ -73,7 +73,7 @@ class Described:
             (re.compile(re.sub(r"\\{\w+\\}", "[^/]+", re.escape(path).replace(r"\{uri\}", ".+"))), path)
             for path in sorted(self._paths, key=lambda path: path.count("{"))
         ]
-        self._validators: dict[str, Callable[[Any], Any]] = {}
+        self._validators: dict[int, Callable[[Any], Any]] = {}
 
     def operation(self, method: str, path: str) -> dict[str, Any] | None:
         """The description of an endpoint, None when there is none."""
@@ -111,26 +111,27 @@ class Described:
         for name, one in known.items():
             assert name in headers or not one["required"], f"{where} without the header {name}"
             if name in headers:
-                self._validator(one["schema"])(_value(headers[name], one["schema"]))
+                self._validate(one["schema"], _value(headers[name], one["schema"]))
         if is_endpoint:
             extra = {name.lower() for name in headers} - set(known) - TRANSPORT - HARDENING
             assert not extra, f"{where} with headers that are not described: {sorted(extra)}"
 
     def _check_body(self, where: str, schema: dict[str, Any], body: bytes) -> None:
         try:
-            self._validator(closed(schema))(json.loads(body, parse_float=_double, parse_int=_integer))
+            self._validate(schema, json.loads(body, parse_float=_double, parse_int=_integer))
         except jsonschema_rs.ValidationError as error:
             raise AssertionError(
                 f"{where}, not as described: {error.message[:500]}\nat {error.instance_path}, {error.schema_path}\n"
                 f"{body[:1500]!r}"
             ) from None
 
-    def _validator(self, schema: dict[str, Any]) -> Callable[[Any], Any]:
-        key = json.dumps(schema, sort_keys=True)
+    def _validate(self, schema: dict[str, Any], value: Any) -> None:
+        # The shapes are parts of the document, which stays: each is compiled once.
+        key = id(schema)
         if key not in self._validators:
-            whole = {**schema, "components": self._shapes}
+            whole = {**closed(schema), "components": self._shapes}
             self._validators[key] = jsonschema_rs.Draft202012Validator(whole, validate_formats=True).validate
-        return self._validators[key]
+        self._validators[key](value)
 
     def _resolved(self, one: dict[str, Any]) -> dict[str, Any]:
         if "$ref" not in one:

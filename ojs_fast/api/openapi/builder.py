@@ -176,8 +176,10 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
     text = parameter.text or parameter.schema.get("description", "")
     if text:
         described["description"] = text
-    if parameter.place == "query" and parameter.schema.get("type") == "array":
-        described |= {"style": "form", "explode": False}
+    if parameter.place == "query":
+        described["allowEmptyValue"] = True  # which means the same as none
+        if parameter.schema.get("type") == "array":
+            described |= {"style": "form", "explode": False}
     return described
 
 

@@ -64,10 +64,6 @@ _EXAMPLE = {
 }  # fmt: skip
 
 
-def _one_of_these(*names: str) -> Schema:
-    return {"anyOf": [{"required": [name], "properties": {name: {"not": {"type": "null"}}}} for name in names]}
-
-
 _SHOWN = answer(
     {
         "name": CRON_NAME,
@@ -100,7 +96,11 @@ SCHEMAS: dict[str, Schema] = {
         {"name": CRON_NAME},
         _CHANGE,
         "A cron job: `job_template`, or its members `type`, `args`, `meta`, `options` flat",
-        allOf=[_one_of_these("expression", "cron", "schedule"), _one_of_these("job_template", "type")],
+        anyOf=[
+            {"required": [expression, template]}
+            for expression in ("expression", "cron", "schedule")
+            for template in ("job_template", "type")
+        ],
         examples=[_EXAMPLE],
     ),
     "CronChange": request({}, _CHANGE, "The fields to change", examples=[{"enabled": False}]),

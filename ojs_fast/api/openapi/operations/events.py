@@ -11,7 +11,7 @@ _STREAM = {
     200: Answer(
         "Server-sent events, each with `id`, `event` and `data` (JSON); a comment at least every 15 s. Ends when the "
         "server stops.",
-        string(), ("Cache-Control",), ("text/event-stream",),
+        {}, ("Cache-Control",), ("text/event-stream",),
     )
 }  # fmt: skip
 _LIVE = (
