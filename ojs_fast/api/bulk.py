@@ -88,7 +88,7 @@ class BulkHandlers:
 
         async def handler(request: Request) -> Reply:
             body = request.json()
-            if body.get("atomicity", "partial") != "partial":
+            if body.get("atomicity") not in (None, "partial"):
                 raise Unsupported(
                     "Field 'atomicity' is not 'partial'; only enqueues can be atomic.",
                     details={"field": "atomicity", "supported": ["partial"]},
@@ -124,7 +124,7 @@ class BulkHandlers:
                 raise invalid_field("confirm", body.get("confirm"), "true: it concerns every job that matches")
             given = body.get("filter")
             if given is None:
-                given = {name: value for name, value in body.items() if name != "confirm"}
+                given = {name: value for name, value in body.items() if name not in ("confirm", "filter")}
             outcome = await self._bulk.act_on_matching(action, _filter(given, ADMIN_STATES[action]), MAX_BATCH)
             errors = [
                 {"job_id": item.job_id, "error": item.error.message} for item in outcome.items if item.error is not None
@@ -244,7 +244,7 @@ def _filter(given: Any, default_states: tuple[str, ...]) -> JobFilter:
     priority = given.get("priority")
     if priority is not None and (type(priority) is not int or not -100 <= priority <= 100):
         raise invalid_field("filter.priority", priority, "an integer from -100 to 100")
-    meta = given.get("meta") or {}
+    meta = {} if given.get("meta") is None else given["meta"]
     if not isinstance(meta, dict):
         raise invalid_field("filter.meta", meta, "an object")
     return JobFilter(

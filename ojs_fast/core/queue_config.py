@@ -91,6 +91,8 @@ def merged(present: dict[str, Any], change: Any, at: str = "") -> dict[str, Any]
             )
         if name not in HONOURED:
             raise _refused(at + name, change[name], f"only {', '.join(HONOURED)}")
+    if change.get("overflow_policy") is not None:
+        _choice(change["overflow_policy"], at + "overflow_policy")  # also where backpressure goes before it
     config = {name: value for name, value in {**present, **change}.items() if value is not None}
     if isinstance(change.get("backpressure"), dict) and "max_size" not in change:
         # Two names for one bound: the one that was set last counts.
@@ -129,7 +131,7 @@ def _bound(config: dict[str, Any], at: str) -> tuple[int, str, float]:
     if "max_size" in config:
         raise _refused(at, pressure, "not both backpressure and max_size")
     for name in pressure:
-        if name == "max_size_bytes" and pressure[name] not in (0, None):
+        if name == "max_size_bytes" and (pressure[name] is False or pressure[name] not in (0, None)):
             raise Unsupported(
                 f"Field '{at}.{name}' is not supported; set max_depth.", details={"field": f"{at}.{name}"}
             )

@@ -238,6 +238,7 @@ def test_filters_compare_as_json_does(api: Api, wanted: Body, count: int) -> Non
         ({"filter": {"priority": "1"}}, "filter.priority"),
         ({"filter": {"priority": 101}}, "filter.priority"),
         ({"filter": {"meta": 1}}, "filter.meta"),
+        ({"filter": {"meta": False}}, "filter.meta"),
         ({"filter": {"since": "x"}}, "filter.since"),
         ({"filter": {"enqueued_before": 5}}, "filter.enqueued_before"),
     ],

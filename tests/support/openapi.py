@@ -77,11 +77,15 @@ class Described:
 
     def operation(self, method: str, path: str) -> dict[str, Any] | None:
         """The description of an endpoint, None when there is none."""
-        for pattern, template in self._templates:
-            if pattern.fullmatch(path) and method.lower() in self._paths[template]:
+        for template in self.templates(path):
+            if method.lower() in self._paths[template]:
                 found: dict[str, Any] = self._paths[template][method.lower()]
                 return found
         return None
+
+    def templates(self, path: str) -> list[str]:
+        """The paths of the document that a path fits, the one with the fewest parameters first."""
+        return [template for pattern, template in self._templates if pattern.fullmatch(path)]
 
     def check(self, method: str, path: str, status: int, headers: Mapping[str, str], body: bytes | None) -> None:
         """Fail unless the answer is described; without `body` (a stream) only what comes before it is looked at."""

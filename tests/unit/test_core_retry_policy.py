@@ -99,6 +99,20 @@ def test_policies_outside_the_rules_are_refused(key: str, values: list[str]) -> 
             assert (error.field, error.retry_policy) == (f"{path}.{key}", True)
 
 
+@pytest.mark.parametrize(
+    ("policy", "key"),
+    [
+        ({"backoff_strategy": "none", "backoff_type": "panic"}, "backoff_type"),
+        ({"initial_interval": "PT1S", "initial_interval_ms": 0}, "initial_interval_ms"),
+        ({"max_interval": "PT9M", "max_interval_ms": "x"}, "max_interval_ms"),
+    ],
+)
+def test_a_second_name_must_be_sound_too(policy: dict[str, object], key: str) -> None:
+    """The job keeps and shows it, though the first name counts."""
+    with pytest.raises(EnvelopeError, match=key):
+        parse_retry_policy(orjson.dumps(policy))
+
+
 def test_a_maximum_below_the_initial_interval_is_refused() -> None:
     """Also when the two are given in different units."""
     for policy in (

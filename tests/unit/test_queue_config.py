@@ -79,6 +79,8 @@ REFUSED: list[tuple[Any, str, type[OJSError]]] = [
     ({"max_size": True}, "max_size", InvalidRequest),
     ({"max_size": 10**12}, "max_size", InvalidRequest),
     ({"max_size": 1, "overflow_policy": "panic"}, "overflow_policy", InvalidRequest),
+    ({"backpressure": {"max_depth": 1}, "overflow_policy": "panic"}, "overflow_policy", InvalidRequest),
+    ({"backpressure": {"max_size_bytes": False}}, "backpressure.max_size_bytes", Unsupported),
     ({"max_size": 1, "backpressure": {"max_depth": 1}}, "backpressure", InvalidRequest),
     ({"backpressure": 5}, "backpressure", InvalidRequest),
     ({"backpressure": {"max_depth": 1.5}}, "backpressure.max_depth", InvalidRequest),

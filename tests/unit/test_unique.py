@@ -110,6 +110,7 @@ def test_each_dimension_counts_only_when_asked_for() -> None:
         ({"states": ["waiting"]}, "options.unique.states[0]"),
         ({"states": []}, "options.unique.states"),
         ({"states": "active"}, "options.unique.states"),
+        ({"keys": ["type"], "key": ["color"]}, "options.unique.key[0]"),
         ({"on_conflict": "explode"}, "options.unique.on_conflict"),
         ({"on_conflict": 1}, "options.unique.on_conflict"),
         ({"perid": "PT1H"}, "options.unique.perid"),

@@ -1,5 +1,7 @@
 """The registry of JSON Schemas (ojs-http-binding section 15); it keeps them and enforces none."""
 
+import re
+
 from ojs_fast.api.openapi.schema import (
     Schema,
     answer,
@@ -21,7 +23,7 @@ VERSION = integer("The version", 0, 999_999_999, examples=[1])
 _ANY_VERSION = either(integer(), string())
 _BODY: Schema = {
     "type": "object",
-    "properties": {"$schema": string(pattern=f"^{DRAFT}#*$")},
+    "properties": {"$schema": string(pattern=f"^{re.escape(DRAFT)}#*$")},
     "additionalProperties": True,
     "description": "A JSON Schema (2020-12)",
 }
