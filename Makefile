@@ -48,7 +48,7 @@ run: build ## serve on OJS_PORT (8080) until Ctrl-C
 	@exec $(BIN)/ojs-fast serve
 
 test: build ## run all tests
-	$(BIN)/python -m pytest -n auto $(ARGS)
+	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
 
 lint: build ## ruff, formatting, mypy, the stub of the compiled core
 	$(BIN)/ruff check .

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,9 @@ from hypothesis import HealthCheck, settings
 
 from tests.support.api import Api
 from tests.support.server import Server
+
+# A shell that runs this in the background has it ignore SIGINT, and so would every command that is started here.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # Deadlines and slow inputs would measure the machine, not the code.
 settings.register_profile("ojs", deadline=None, suppress_health_check=[HealthCheck.too_slow])

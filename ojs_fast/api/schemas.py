@@ -4,10 +4,9 @@ from typing import Any
 
 from ojs_fast import _core
 from ojs_fast.api.http import Reply, Request, json_reply
-from ojs_fast.core.schemas import Schemas, numbered_uri
+from ojs_fast.core.schemas import MAX_URI, Schemas, numbered_uri
 from ojs_fast.errors import Duplicate, invalid_field
 
-MAX_URI = 255
 MAX_TYPE = 200
 DRAFT = "https://json-schema.org/draft/2020-12/schema"
 

@@ -16,6 +16,7 @@ from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.errors import RevisionConflict
 
 Schema = dict[str, Any]
+MAX_URI = 255
 
 
 class Schemas:
@@ -76,9 +77,10 @@ class Schemas:
 
     async def get(self, uri: str) -> Schema:
         """One with its body. Raises NotFound, Unavailable."""
-        found = await self._bucket.get(names.encode_token(uri))
+        # A key that is empty, or too long for a subject, is none that NATS can be asked for.
+        found = await self._bucket.get(names.encode_token(uri)) if 1 <= len(uri) <= MAX_URI else None
         if found is None:
-            raise _not_found(uri)
+            raise _not_found(uri[:MAX_URI])
         return _shown(found[0])
 
     async def delete(self, uri: str) -> None:

@@ -112,3 +112,10 @@ def test_numbered_versions_of_a_job_type(api: Api) -> None:
     assert api.call("GET", where)["version"] == 2
     refusal(api.request("GET", f"{where}/10"), 404, code="not_found")
     refusal(api.request("GET", f"{where}-other/versions"), 404, code="not_found")
+
+
+@pytest.mark.parametrize("uri", ["", "x" * 256, "x" * 5000])
+def test_a_uri_that_none_can_have_is_not_found(api: Api, uri: str) -> None:
+    """An empty one, and one that is longer than any; the second would be too long a subject for NATS."""
+    for method in ("GET", "DELETE"):
+        refusal(api.request(method, f"/schemas/{uri}"), 404, code="not_found")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -307,15 +309,20 @@ def test_events_are_listed_and_go_on_behind_a_cursor(cli: Cli, api: Api) -> None
     assert len(cli.json("events", "--queue", queue, "--after", cursor)) == 1
 
 
-def follow(cli: Cli, tmp_path: Path, *words: str) -> tuple[subprocess.Popen[bytes], Path]:
-    """Start `events --follow`; its output lands in a file."""
+@contextlib.contextmanager
+def follow(cli: Cli, tmp_path: Path, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], Path]]:
+    """Run `events --follow`; its output lands in a file."""
     file = tmp_path / "events"
-    with file.open("wb") as output:
-        process = subprocess.Popen(
-            [*COMMAND, "events", "--follow", "--json", *words],
-            env={**cli.env, "PYTHONUNBUFFERED": "1"}, stdout=output, stderr=subprocess.DEVNULL,
-        )  # fmt: skip
-    return process, file
+    command = [*COMMAND, "events", "--follow", "--json", *words]
+    env = {**cli.env, "PYTHONUNBUFFERED": "1"}
+    with (
+        file.open("wb") as output,
+        subprocess.Popen(command, env=env, stdout=output, stderr=subprocess.DEVNULL) as process,
+    ):
+        try:
+            yield process, file
+        finally:
+            process.kill()
 
 
 def followed(file: Path) -> list[Any]:
@@ -329,20 +336,21 @@ def test_following_survives_a_restart_of_the_server(fresh_server: Any, tmp_path:
     assert "not_found" in Cli(OJS_URL=server.url).fails("events", "--follow", "--queue", "q")
     with Api(server.url) as api:
         api.call("POST", "/queues", {"name": "q"})
-        process, file = follow(Cli(OJS_URL=server.url), tmp_path, "--queue", "q", "--type", "job.state_changed")
-        made: list[str] = []
+        wanted = ("--queue", "q", "--type", "job.state_changed")
+        with follow(Cli(OJS_URL=server.url), tmp_path, *wanted) as (process, file):
+            made: list[str] = []
 
-        def heard() -> bool:
-            if not (seen := {event["data"]["job_id"] for event in followed(file)}):
-                made.append(api.enqueue("q")["id"])
-            return bool(seen)
+            def heard() -> bool:
+                if not (seen := {event["data"]["job_id"] for event in followed(file)}):
+                    made.append(api.enqueue("q")["id"])
+                return bool(seen)
 
-        poll(heard, what="the command listens")
-        server.restart()
-        made += [api.enqueue("q")["id"] for _ in range(3)]
-        poll(lambda: set(made[-3:]) <= {event["data"]["job_id"] for event in followed(file)}, what="events go on")
-    process.send_signal(signal.SIGINT)
-    process.wait(30)
+            poll(heard, what="the command listens")
+            server.restart()
+            made += [api.enqueue("q")["id"] for _ in range(3)]
+            poll(lambda: set(made[-3:]) <= {event["data"]["job_id"] for event in followed(file)}, what="events go on")
+            process.send_signal(signal.SIGINT)
+            process.wait(30)
     ids = [event["id"] for event in followed(file)]
     assert len(ids) == len(set(ids))
 
@@ -351,9 +359,9 @@ def test_following_a_job_ends_with_it(cli: Cli, api: Api, tmp_path: Path) -> Non
     """Until it has ended."""
     queue = unique_queue()
     job_id = api.enqueue(queue)["id"]
-    process, file = follow(cli, tmp_path, "--job", job_id)
-    api.ack(api.fetch(queue)[0]["id"])
-    assert process.wait(30) == 0
+    with follow(cli, tmp_path, "--job", job_id) as (process, file):
+        api.ack(api.fetch(queue)[0]["id"])
+        assert process.wait(30) == 0
     assert followed(file)[-1]["data"]["to"] == "completed"
 
 

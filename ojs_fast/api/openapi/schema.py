@@ -18,7 +18,7 @@ PERIOD = rf"^P([1-9]\d?D|{_CLOCK})$"
 
 def exactly(pattern: re.Pattern[str]) -> str:
     """What a schema says for a pattern that the code takes with `fullmatch`."""
-    return f"^{pattern.pattern}$"
+    return f"^(?:{pattern.pattern})$" if "|" in pattern.pattern else f"^{pattern.pattern}$"
 
 
 def ref(name: str, text: str = "") -> Schema:

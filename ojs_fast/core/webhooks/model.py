@@ -24,7 +24,8 @@ ROTATION_MS = 24 * 3_600_000
 #: What webhooks tell of themselves is not sent to webhooks: it would never end.
 OWN_EVENTS = "webhook."
 
-_EVENT_TYPE = re.compile(r"\*|[a-z][a-z0-9_-]*(\.[a-z][a-z0-9_-]*)*(\.\*)?", re.ASCII)
+EVENT_TYPE = re.compile(r"\*|[a-z][a-z0-9_-]*(\.[a-z][a-z0-9_-]*)*(\.\*)?", re.ASCII)
+JOB_TYPE = re.compile(r"[a-z][a-z0-9_\-]*(\.[a-z][a-z0-9_\-]*)*", re.ASCII)
 _SECRET = re.compile(r"[\x21-\x7e]{16,256}")
 _FILTERS = ("queues", "job_types")
 _IN_FILTER = {"queues": "queue", "job_types": "job_type"}
@@ -180,7 +181,7 @@ def _events(events: object) -> list[str]:
     if not isinstance(events, list) or not 1 <= len(events) <= EVENT_TYPES_MAX:
         raise invalid_field("events", events, expected)
     for one in events:
-        if not (isinstance(one, str) and len(one) <= TYPE_LENGTH and _EVENT_TYPE.fullmatch(one)):
+        if not (isinstance(one, str) and len(one) <= TYPE_LENGTH and EVENT_TYPE.fullmatch(one)):
             raise invalid_field("events", one, expected)
     return list(dict.fromkeys(events))
 
@@ -211,8 +212,5 @@ def _check_name(kind: str, name: object, expected: str) -> None:
             _core.check_queue_name(name, "filter.queues")
         except ValueError as error:
             raise refused(error) from None
-    elif not _JOB_TYPE.fullmatch(name):
+    elif not JOB_TYPE.fullmatch(name):
         raise invalid_field("filter.job_types", name, "job types such as 'email.send'")
-
-
-_JOB_TYPE = re.compile(r"[a-z][a-z0-9_\-]*(\.[a-z][a-z0-9_\-]*)*", re.ASCII)

@@ -1,5 +1,7 @@
 """Shapes that every resource shares: errors, pages, ids; and the headers of requests and answers."""
 
+from ojs_fast import errors
+from ojs_fast.api import http
 from ojs_fast.api.http import VERSION
 from ojs_fast.api.openapi import bounds
 from ojs_fast.api.openapi.schema import (
@@ -16,7 +18,6 @@ from ojs_fast.api.openapi.schema import (
     string,
 )
 from ojs_fast.core.queue_config import STRATEGIES
-from ojs_fast.errors import OJSError
 
 JOB_ID = "019414d4-8b2e-7c3a-b5d1-f0e2a3b4c5d6"
 QUEUE_NAME: Schema = string(
@@ -26,13 +27,15 @@ UUID: Schema = string("UUIDv7, in lower case", format="uuid", pattern=exactly(bo
 JSON_TYPE = "application/json"
 
 
-def _codes(kind: type[OJSError]) -> set[str]:
-    return {kind.code}.union(*map(_codes, kind.__subclasses__()))
+def _codes() -> set[str]:
+    # Those of requests: other protocols have errors of their own.
+    kinds = [one for module in (errors, http) for one in vars(module).values() if isinstance(one, type)]
+    return {kind.code for kind in kinds if issubclass(kind, errors.OJSError)}
 
 
 _ERROR = answer(
     {
-        "code": one_of(sorted(_codes(OJSError)), "What kind of error it is"),
+        "code": one_of(sorted(_codes()), "What kind of error it is"),
         "message": string("For people: names the field, the value and what would be accepted"),
         "retryable": boolean("Whether the same request may succeed later"),
         "request_id": string("The X-Request-Id of the answer"),

@@ -15,7 +15,8 @@ from ojs_fast.api.openapi.schema import (
     string,
     time,
 )
-from ojs_fast.api.schemas import DRAFT, MAX_TYPE, MAX_URI
+from ojs_fast.api.schemas import DRAFT, MAX_TYPE
+from ojs_fast.core.schemas import MAX_URI
 
 URI = string("The URI", minLength=1, maxLength=MAX_URI, pattern="^[ -~]+$", examples=["urn:example:email.send:v1"])
 JOB_TYPE = string("The type of job that it is for", maxLength=MAX_TYPE, pattern="^[ -~]+$", examples=["email.send"])

@@ -1,10 +1,12 @@
 """Webhook subscriptions and their deliveries (ojs-webhooks)."""
 
+from ojs_fast.api.openapi.bounds import QUEUE_NAME
 from ojs_fast.api.openapi.schema import (
     Schema,
     answer,
     array,
     boolean,
+    exactly,
     integer,
     one_of,
     open_object,
@@ -14,15 +16,34 @@ from ojs_fast.api.openapi.schema import (
     time,
 )
 from ojs_fast.core.webhooks.deliveries import STATUS
-from ojs_fast.core.webhooks.model import EVENT_TYPES_MAX, FILTER_NAMES_MAX, METADATA_BYTES, TYPE_LENGTH
+from ojs_fast.core.webhooks.model import (
+    EVENT_TYPE,
+    EVENT_TYPES_MAX,
+    FILTER_NAMES_MAX,
+    JOB_TYPE,
+    METADATA_BYTES,
+    TYPE_LENGTH,
+)
 
-_NAMES = array(string(), minItems=1, maxItems=FILTER_NAMES_MAX)
+
+def _names(text: str, pattern: str) -> Schema:
+    return array(
+        string(minLength=1, maxLength=TYPE_LENGTH, pattern=pattern), text, minItems=1, maxItems=FILTER_NAMES_MAX
+    )
+
+
 _URL = string("Where events are sent; https, and no internal address", examples=["https://example.com/hook"])
 _EVENTS = array(
-    string(maxLength=TYPE_LENGTH), "Types such as `job.completed`, `job.*` or `*`", minItems=1, maxItems=EVENT_TYPES_MAX
+    string(maxLength=TYPE_LENGTH, pattern=exactly(EVENT_TYPE)),
+    "Types such as `job.completed`, `job.*` or `*`",
+    minItems=1,
+    maxItems=EVENT_TYPES_MAX,
 )
 _FILTER = request(
-    {}, {"queues": _NAMES, "job_types": _NAMES}, "Only events of these; null for all", additionalProperties=False
+    {},
+    {"queues": _names("Of queues", exactly(QUEUE_NAME)), "job_types": _names("Of job types", exactly(JOB_TYPE))},
+    "Only events of these; null for all",
+    additionalProperties=False,
 )
 _SET: dict[str, Schema] = {
     "active": boolean("Whether events are sent", default=True),
