@@ -60,9 +60,10 @@ class Snapshot:
             "active": self.active,
             "scheduled": self.scheduled,
             "retryable": self.retryable,
-            "completed": self.counts.completed,
-            "discarded": self.counts.discarded,
-            "cancelled": self.counts.cancelled,
+            # While a dead node's counts come in, a dead letter's retry may be counted before the end that it undoes.
+            "completed": max(0, self.counts.completed),
+            "discarded": max(0, self.counts.discarded),
+            "cancelled": max(0, self.counts.cancelled),
         }
 
     def throughput(self) -> dict[str, float]:

@@ -98,6 +98,9 @@ class Aftermath:
         await self.js.publish(names.bucket_subject(names.NODES, f"node.{self.node_id}"), orjson.dumps(value))
 
 
+FAILURE = b'{"code":"x","message":"y","type":"x","attempt":1,"occurred_at":"2026-01-01T00:00:00Z"}'
+
+
 def claimed(record: _core.Record) -> None:
     """Make a record active, with a worker that will never answer."""
     record.claim(now_ms(), "w", RESERVATION_MS, HOUR_MS)
@@ -106,7 +109,7 @@ def claimed(record: _core.Record) -> None:
 def retryable(record: _core.Record) -> None:
     """Make a record wait for its next attempt."""
     claimed(record)
-    record.fail(b'{"code":"x","message":"y","type":"x"}')
+    record.fail(FAILURE)
     record.schedule_retry(now_ms(), 500)
 
 
@@ -120,7 +123,7 @@ def scheduled(record: _core.Record) -> None:
 def dead_letter(record: _core.Record) -> None:
     """Make a record a dead letter."""
     claimed(record)
-    record.fail(b'{"code":"x","message":"y","type":"x"}')
+    record.fail(FAILURE)
     record.discard(now_ms(), dead_letter=True)
 
 

@@ -47,6 +47,8 @@ async def leave(client: Client, queues: dict[str, str]) -> None:
     counted = queues["counted"]
     value = b'{"completed":3,"discarded":1,"cancelled":2,"minutes":[],"hours":[]}'
     await left.js.publish(names.bucket_subject(names.TALLIES, names.tally_key(counted, owner)), value)
+    value = b'{"completed":0,"discarded":2,"cancelled":0,"minutes":[],"hours":[]}'
+    await left.js.publish(names.bucket_subject(names.TALLIES, names.tally_key(queues["revived"], owner)), value)
     through = b'{"through":%d}' % FLUSHED
     await left.js.publish(names.bucket_subject(names.TALLIES, names.tally_owner_key(owner)), through)
     # Written before the flush: in the entry already. After it: only the records tell.
@@ -74,7 +76,7 @@ async def leave(client: Client, queues: dict[str, str]) -> None:
 EXPECTED: dict[str, dict[str, int]] = {
     "counted": {"completed": 3, "discarded": 1, "cancelled": 2},
     "late": {"completed": 1, "cancelled": 1},
-    "revived": {"completed": 1, "discarded": -1},
+    "revived": {"completed": 1, "discarded": 1},
     "alien": {},
     "cancelled": {},
     "indexed": {},
