@@ -144,7 +144,8 @@ def _plain_matchers(value: Any) -> Any:
         return {"$exists": True, **value}
     if set(value) == {"$gte"}:
         return {"range": {"min": value["$gte"]}}
-    return {key: _plain_matchers(one) for key, one in value.items()}
+    # The official runner knows `$gte` within `$size`, and nowhere else.
+    return {key: one if key == "$size" else _plain_matchers(one) for key, one in value.items()}
 
 
 def _read_step(given: dict[str, Any], position: int, *, extended: bool) -> Step:

@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 
 from . import dsl, paths
+from .cases import _plain_matchers
 from .dsl import Response, check, check_across, matches, matches_status
 from .paths import PathError, answer_of, deep_equal, resolve, substitute, substitute_in
 
@@ -458,3 +459,15 @@ def test_other_assertions_across_steps_are_told() -> None:
     """An ASSERT step has no reply of its own."""
     findings = check_across({"status": 200}, {})
     assert findings.skipped == ["status: an ASSERT step has no reply to hold against it"]
+
+
+def test_extension_suites_are_said_in_the_official_runners_words() -> None:
+    """`$gte` becomes a range, but within `$size`, where the runner knows it."""
+    asked = {"body": {"$.total": {"$gte": 1}, "$.jobs": {"$size": {"$gte": 1}}, "$.id": {"$type": "string"}}}
+    assert _plain_matchers(asked) == {
+        "body": {
+            "$.total": {"range": {"min": 1}},
+            "$.jobs": {"$size": {"$gte": 1}},
+            "$.id": {"$exists": True, "$type": "string"},
+        }
+    }
