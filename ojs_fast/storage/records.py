@@ -31,14 +31,16 @@ ATOMIC_BATCH_DEFAULT = 1000  # what nats-server allows when its batch limits are
 _PREFIX = names.bucket_subject(names.JOBS, "")
 _STREAM = names.bucket_stream(names.JOBS)
 _CREATE = headers(Nats_Expected_Last_Subject_Sequence=0)
-# In front of the note that a batch carries, see `torn`.
+# In front of the pieces of the note that a batch carries, see `torn`: `torn.<job id>.<number>.<pieces>`.
 NOTE_KEY = "torn."
+NOTE_PIECE_BYTES = 8 * 1024 * 1024
 
 # Job id, record, the revision it must be at (0: it must not exist), TTL in seconds (0: none).
 Member = tuple[str, bytes, int, int]
 # Longer than a stopped process may sleep before it writes the record after all.
 FENCE_TTL_S = 24 * 3600
 MARKER_TTL_S = 60
+NOTE_OVER = headers(KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
 
 
 def replace_headers(revision: int, ttl_s: int = 0) -> bytes:
@@ -122,16 +124,15 @@ class Records:
         batch = [
             (_PREFIX + job_id, stored, replace_headers(revision, ttl_s)) for job_id, stored, revision, ttl_s in writes
         ]
-        if self._connection.stages_in_memory:
-            note = _PREFIX + NOTE_KEY + writes[-1][0]
-            marker = headers(KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
-            batch = [(note, note_of(writes), b""), *batch, (note, b"", marker)]
+        notes = notes_of(writes) if self._connection.stages_in_memory else {}
+        around = [(_PREFIX + key, piece) for key, piece in notes.items()]
+        batch = [*((key, piece, b"") for key, piece in around), *batch, *((key, b"", NOTE_OVER) for key, _ in around)]
         sequence, code, description = await _outcome(self._connection.write_batch(batch))
         if code in OPEN:
             sequence = await self._resolve_batch([(one, stored, revision) for one, stored, revision, _ in writes])
             code = 0
-        elif self._connection.stages_in_memory:
-            sequence -= 1  # the note's marker comes last
+        else:
+            sequence -= len(notes)  # their markers come last
         if code in CONFLICTS:
             raise RevisionConflict(writes[-1][0])
         if code:
@@ -285,17 +286,23 @@ async def _outcome(pending: "asyncio.Future[PubAck]") -> PubAck:
         return 0, UNANSWERED, str(error)
 
 
-def note_of(members: list[Member]) -> bytes:
-    """What a batch says of itself, for whoever finds only a part of it."""
+def notes_of(members: list[Member]) -> dict[str, bytes]:
+    """What a batch says of itself, for whoever finds only a part of it: pieces that fit into a message, by key."""
     head = orjson.dumps([(job_id, len(stored), revision, ttl_s) for job_id, stored, revision, ttl_s in members])
-    return b"".join([head, b"\n", *[stored for _, stored, _, _ in members]])
+    note = b"".join([head, b"\n", *[stored for _, stored, _, _ in members]])
+    starts = range(0, len(note), NOTE_PIECE_BYTES)
+    return {
+        f"{NOTE_KEY}{members[-1][0]}.{number}.{len(starts)}": note[at : at + NOTE_PIECE_BYTES]
+        for number, at in enumerate(starts)
+    }
 
 
 def parse_note(note: bytes) -> list[Member]:
-    """The members of a batch by its note."""
+    """The members of a batch by its note, put together."""
     head, _, rest = note.partition(b"\n")
     members: list[Member] = []
+    at = 0
     for job_id, size, revision, ttl_s in orjson.loads(head):
-        members.append((job_id, rest[:size], revision, ttl_s))
-        rest = rest[size:]
+        members.append((job_id, rest[at : at + size], revision, ttl_s))
+        at += size
     return members

@@ -5,7 +5,8 @@ end of the stream: nothing is written between the members of a batch, and nothin
 else writes:
 
 - a batch that only creates records is taken back;
-- one that replaces records carries a note of all its members in front, by which it is completed;
+- one that replaces records carries a note of all its members in front, by which it is completed; the markers that end
+  the note come last, so behind the first of them nothing is missing;
 - a group commit is no whole: each of its members stands for itself.
 """
 
@@ -13,14 +14,15 @@ from __future__ import annotations
 
 import base64
 import logging
+from collections import defaultdict
 from typing import Any, NamedTuple
 
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
-from ojs_fast.storage.connection import NO_MESSAGE_FOUND, Connection, headers
+from ojs_fast.storage.connection import NO_MESSAGE_FOUND, Connection
 from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.group_commit import GROUP_MARK
-from ojs_fast.storage.records import MARKER_TTL_S, NOTE_KEY, Member, Records, parse_note
+from ojs_fast.storage.records import NOTE_KEY, NOTE_OVER, Member, Records, parse_note
 from ojs_fast.storage.topology import STREAM_NOT_FOUND
 
 log = logging.getLogger(__name__)
@@ -36,6 +38,7 @@ class _Stored(NamedTuple):
     subject: str
     batch: str
     is_last: bool
+    is_marker: bool
 
 
 async def mend(url: str) -> int:
@@ -61,34 +64,50 @@ class _Mender:
         last = await self._message({"last_by_subj": _PREFIX + ">"})
         if last is None:
             return 0
+        is_torn = last.batch != "" and not last.is_last and not last.batch.startswith(GROUP_MARK)
+        whole, rest = await self._notes()
         changed = 0
-        notes = await self._notes()
-        for key, members in notes.items():
-            changed += await self._complete(key, members)
-        if not notes and last.batch and not last.is_last and not last.batch.startswith(GROUP_MARK):
-            changed += await self._take_back(last)
+        for keys, members in whole:
+            changed += await self._complete(keys, members)
+        if is_torn and not whole and not last.is_marker:
+            return await self._take_back(last)
+        await self._end(rest)  # behind the markers of its note a batch lacks nothing
         return changed
 
-    async def _notes(self) -> dict[str, list[Member]]:
-        notes: dict[str, list[Member]] = {}
-        for key in await self._bucket.keys(NOTE_KEY + "*"):
-            note, _ = await self._connection.last(_STREAM, _PREFIX + key)
-            if note:
-                notes[key] = parse_note(note)
-        return notes
+    async def _notes(self) -> tuple[list[tuple[list[str], list[Member]]], list[str]]:
+        """The notes that are there as a whole: their keys, and the members that they name; the keys of other pieces."""
+        pieces: defaultdict[tuple[str, int], dict[int, tuple[str, bytes]]] = defaultdict(dict)
+        for key in await self._bucket.keys(NOTE_KEY + ">"):
+            piece, _ = await self._connection.last(_STREAM, _PREFIX + key)
+            if piece:
+                job_id, number, in_all = key.removeprefix(NOTE_KEY).rsplit(".", 2)
+                pieces[job_id, int(in_all)][int(number)] = (key, piece)
+        whole: list[tuple[list[str], list[Member]]] = []
+        rest: list[str] = []
+        for (_, count), found in pieces.items():
+            in_order = [found[number] for number in sorted(found)]
+            keys = [key for key, _ in in_order]
+            if len(found) == count:
+                whole.append((keys, parse_note(b"".join(piece for _, piece in in_order))))
+            else:
+                rest += keys
+        return whole, rest
 
-    async def _complete(self, key: str, members: list[Member]) -> int:
+    async def _complete(self, keys: list[str], members: list[Member]) -> int:
         found = await self._records.get_many(member[0] for member in members)
         missing = [member for member in members if found.get(member[0], (b"", 0))[0] != member[1]]
         for job_id, stored, revision, ttl_s in missing:
             await self._records.replace(job_id, stored, revision, ttl_s)
-        # Written, not purged: from now on the batch is not the end of the stream any more.
-        marker = headers(KV_Operation="DEL", Nats_TTL=f"{MARKER_TTL_S}s")
-        _, code, description = await self._connection.write(_PREFIX + key, b"", marker)
-        if code:
-            raise Unavailable(f"the note of a batch cannot be removed: {description} (error {code})")
+        await self._end(keys)
         log.warning("a batch that was cut off is complete now", extra={"jobs": len(members), "missing": len(missing)})
         return len(missing)
+
+    async def _end(self, keys: list[str]) -> None:
+        # Written, not purged: from now on the batch is not the end of the stream any more.
+        for key in keys:
+            _, code, description = await self._connection.write(_PREFIX + key, b"", NOTE_OVER)
+            if code:
+                raise Unavailable(f"the note of a batch cannot be removed: {description} (error {code})")
 
     async def _take_back(self, last: _Stored) -> int:
         # From the end, so that what is left is the end of the stream again, should this be cut off too.
@@ -114,5 +133,9 @@ class _Mender:
         lines = base64.b64decode(message.get("hdrs", "")).decode("latin-1").split("\r\n")
         fields = dict(line.split(": ", 1) for line in lines if ": " in line)
         return _Stored(
-            message["seq"], message["subject"], fields.get("Nats-Batch-Id", ""), "Nats-Batch-Commit" in fields
+            message["seq"],
+            message["subject"],
+            fields.get("Nats-Batch-Id", ""),
+            "Nats-Batch-Commit" in fields,
+            "KV-Operation" in fields,
         )

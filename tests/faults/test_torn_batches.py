@@ -15,10 +15,12 @@ import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
+from unittest.mock import ANY
 
 import pytest
 
-from ojs_fast.storage import names, staging, topology, torn
+from ojs_fast.storage import names, records, staging, topology, torn
+from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.records import Records
 from ojs_fast.storage.server import EmbeddedNats
@@ -126,9 +128,8 @@ async def create(connection: Connection) -> None:
 
 async def replace(connection: Connection) -> None:
     """A batch that replaces half of the records and creates the others."""
-    records = Records(connection)
-    found = await records.get_many(keys(COUNT // 2))
-    await records.replace_all([(key, RECORD, found[key][1] if key in found else 0, 0) for key in keys()])
+    found = await Records(connection).get_many(keys(COUNT // 2))
+    await Records(connection).replace_all([(key, RECORD, found[key][1] if key in found else 0, 0) for key in keys()])
 
 
 @pytest.mark.parametrize("share", [0.05, 0.3, 0.6, 0.97])
@@ -164,6 +165,44 @@ async def test_a_torn_batch_that_replaces_is_completed(tmp_path: Path, share: fl
         nats.stop()
 
 
+@pytest.mark.parametrize("share", [0.1, 0.3, 0.6, 0.8, 0.93, 0.95, 0.97, 0.99])
+async def test_a_note_in_pieces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, share: float) -> None:
+    """One that no message can hold: cut within it nothing was replaced, behind it, also among its markers, all is."""
+    monkeypatch.setattr(records, "NOTE_PIECE_BYTES", 1500)
+    nats = await torn_at(tmp_path / "data", share, old_records, replace)
+    try:
+        old = {key: b"old " + key.encode() for key in keys(COUNT // 2)}
+        await torn.mend(nats.url)
+        assert await there(nats) == (old if share < 0.5 else dict.fromkeys(keys(), RECORD))
+        async with connected(nats) as connection:
+            pieces = await Bucket(connection, names.JOBS).keys("torn.>")
+            assert [await connection.last(names.bucket_stream(names.JOBS), PREFIX + key) for key in pieces] == [
+                (b"", ANY) for _ in pieces
+            ]
+        assert await torn.mend(nats.url) == 0
+        assert await there(nats) == (old if share < 0.5 else dict.fromkeys(keys(), RECORD))
+    finally:
+        nats.stop()
+
+
+async def test_a_batch_may_replace_more_than_a_message_can_hold(tmp_path: Path) -> None:
+    """Its note is cut into pieces; nothing of them stays."""
+    nats = start(tmp_path / "data")
+    try:
+        async with connected(nats) as connection:
+            big = [(key, b"r" * 5_000_000, 0, 0) for key in keys(14)]
+            revisions = await Records(connection).replace_all(big)
+            found = await Records(connection).get_many(keys(14))
+        assert [found[key][1] for key in keys(14)] == revisions
+        kill(nats)
+        nats = start(tmp_path / "data")
+        assert nats.was_cut_off
+        assert await torn.mend(nats.url) == 0
+        assert set(await there(nats)) == set(keys(14))
+    finally:
+        nats.stop()
+
+
 async def test_without_its_note_nothing_was_replaced(tmp_path: Path) -> None:
     """The note comes first: a cut within it leaves everything as it was."""
     nats = await torn_at(tmp_path / "data", 0.2, old_records, replace)
@@ -179,8 +218,7 @@ async def test_a_group_commit_is_no_whole(tmp_path: Path) -> None:
     """Writes that only shared a sync stay, each for itself: some may have replaced others."""
 
     async def group(connection: Connection) -> None:
-        records = Records(connection)
-        await asyncio.gather(*(records.create(key, RECORD) for key in keys()))
+        await asyncio.gather(*(Records(connection).create(key, RECORD) for key in keys()))
 
     nats = await torn_at(tmp_path / "data", 0.5, nothing, group)
     try:
@@ -192,10 +230,17 @@ async def test_a_group_commit_is_no_whole(tmp_path: Path) -> None:
         nats.stop()
 
 
-@pytest.mark.parametrize(("commit", "before"), [(create, nothing), (replace, old_records)], ids=["create", "replace"])
-async def test_death_in_the_middle_of_mending(tmp_path: Path, commit: Commit, before: Commit) -> None:
+@pytest.mark.parametrize(
+    ("commit", "before", "share", "piece_bytes"),
+    [(create, nothing, 0.7, 2**20), (replace, old_records, 0.7, 2**20), (replace, old_records, 0.9, 1500)],
+    ids=["create", "replace", "replace, a note in pieces"],
+)
+async def test_death_in_the_middle_of_mending(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, commit: Commit, before: Commit, share: float, piece_bytes: int
+) -> None:
     """Killed before its first, third, … write, it is begun again and comes to the same end."""
-    nats = await torn_at(tmp_path / "data", 0.7, before, commit)
+    monkeypatch.setattr(records, "NOTE_PIECE_BYTES", piece_bytes)
+    nats = await torn_at(tmp_path / "data", share, before, commit)
     try:
         deaths = 0
         for writes in (0, 2, 5):
