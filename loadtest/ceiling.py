@@ -23,7 +23,8 @@ from nats.aio.msg import Msg
 from loadtest import cpu, plan
 from ojs_fast import _core
 from ojs_fast.storage import names, topology
-from ojs_fast.storage.connection import Connection, PubAck, headers
+from ojs_fast.storage.connection import Connection, PubAck
+from ojs_fast.storage.headers import headers
 from ojs_fast.storage.server import EmbeddedNats
 
 WARM_UP_S = 0.5

@@ -3,8 +3,9 @@
 from collections.abc import Iterable
 
 from ojs_fast.storage import names
-from ojs_fast.storage.connection import READ_AT_ONCE, Connection, headers
+from ojs_fast.storage.connection import READ_AT_ONCE, Connection
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
+from ojs_fast.storage.headers import headers
 from ojs_fast.storage.records import CONFLICTS
 
 # Bytes and revision.

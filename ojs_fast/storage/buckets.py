@@ -17,8 +17,9 @@ from nats.aio.msg import Msg
 
 from ojs_fast import _core
 from ojs_fast.storage import names
-from ojs_fast.storage.connection import READ_AT_ONCE, Connection, PubAck, headers
+from ojs_fast.storage.connection import READ_AT_ONCE, Connection, PubAck
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
+from ojs_fast.storage.headers import headers
 from ojs_fast.storage.records import CONFLICTS, WRONG_LAST_SEQUENCE
 
 log = logging.getLogger(__name__)
@@ -175,7 +176,9 @@ class Bucket:
 
     async def written_ms(self, key: str) -> int:
         """When a key was written last, by the clock of NATS (epoch ms); 0 when there is none. Raises Unavailable."""
-        message = await self._connection.stored(names.bucket_stream(self.name), names.bucket_subject(self.name, key))
+        message = await self._connection.stored(
+            names.bucket_stream(self.name), last_by_subj=names.bucket_subject(self.name, key)
+        )
         return _core.parse_rfc3339_ms(message["time"]) if message else 0
 
     async def erase(self, key: str, revision: int = 0) -> None:

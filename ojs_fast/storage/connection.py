@@ -24,6 +24,7 @@ from ojs_fast import _core
 from ojs_fast.storage.access import NatsAccess
 from ojs_fast.storage.errors import AccessDenied, TopologyError, Unavailable
 from ojs_fast.storage.group_commit import GroupCommit
+from ojs_fast.storage.headers import HEADERS_BEGIN
 from ojs_fast.storage.wire import Wire
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,6 @@ MINIMUM_SERVER = (2, 12)
 FILE_STORE_LIMIT_BYTES = 32 * 1024 * 1024
 # What a message holds beside the record: subject, headers, the revision in a work message.
 FRAME_BYTES = 1024
-HEADERS_BEGIN = b"NATS/1.0\r\n"
 
 PubAck = tuple[int, int, str]
 Write = tuple[str, bytes, bytes]  # subject, payload, headers
@@ -49,12 +49,6 @@ NodeMessage = Msg  # what another node sends; core knows it by this name, not by
 
 def _masked(server: str) -> str:
     return server.rpartition("@")[2]
-
-
-def headers(**fields: str | int) -> bytes:
-    """NATS headers as bytes; `Nats_TTL="5s"` becomes `Nats-TTL: 5s`."""
-    lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in fields.items())
-    return f"NATS/1.0\r\n{lines}\r\n".encode()
 
 
 class Connection:
@@ -440,14 +434,18 @@ class Connection:
         return (message.data if message.sequence and message.is_live else b""), message.sequence
 
     async def _last_of_leader(self, stream: str, subject: str) -> tuple[bytes, int]:
-        message = await self.stored(stream, subject)
+        message = await self.stored(stream, last_by_subj=subject)
         return (base64.b64decode(message.get("data", "")), int(message["seq"])) if message else (b"", 0)
 
-    async def stored(self, stream: str, subject: str) -> dict[str, Any]:
-        """The last message of a subject: `data` and `hdrs` (base64), `seq`, `time`; or nothing. Raises Unavailable."""
-        answer = await self.api(f"STREAM.MSG.GET.{stream}", {"last_by_subj": subject})
+    async def stored(self, stream: str, **query: str | int) -> dict[str, Any]:
+        """A message as the leader has it: `subject`, `seq`, `time`, `data` and `hdrs` (base64); or nothing.
+
+        `query` is `last_by_subj`, `seq`, or `seq` and `next_by_subj`. Raises Unavailable.
+        """
+        answer = await self.api(f"STREAM.MSG.GET.{stream}", query)
         if "error" in answer and answer["error"].get("err_code") != NO_MESSAGE_FOUND:
-            raise Unavailable(f"reading {subject} failed: {answer['error'].get('description')}")
+            place = query.get("last_by_subj", stream)
+            raise Unavailable(f"reading {place} failed: {answer['error'].get('description')}")
         message: dict[str, Any] = answer.get("message") or {}
         return message
 

@@ -10,6 +10,7 @@ from typing import Any
 import orjson
 from nats.aio.msg import Msg
 
+from ojs_fast.storage import consumers
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import Unavailable
 
@@ -17,7 +18,6 @@ from ojs_fast.storage.errors import Unavailable
 ACK_WAIT_S = 15.0
 WORKING_EVERY_S = 4.0
 LATE_S = 1.0
-CONSUMER_NOT_FOUND = 10014
 NS_PER_S = 1_000_000_000
 
 
@@ -76,10 +76,7 @@ class DurablePull:
             "max_deliver": -1,
             **self._config,
         }
-        operation = f"CONSUMER.DURABLE.CREATE.{self._stream}.{self._name}"
-        answer = await self._connection.api(operation, {"stream_name": self._stream, "config": config})
-        if "error" in answer:
-            raise Unavailable(f"JetStream refuses the consumer {self._name}: {answer['error'].get('description')}")
+        await consumers.create(self._connection, self._stream, config)
         if self._subscription is None:
             self._connection.on_disconnect(self._cut)
             self._inbox = self._connection.new_inbox()
@@ -121,24 +118,3 @@ class DurablePull:
             msg = self._arrived.get_nowait()
             if msg is not None and "Status" not in (msg.headers or {}):
                 Pulled(self._connection, msg).later(0)
-
-
-async def delete_consumer(connection: Connection, stream: str, name: str) -> None:
-    """Remove a consumer for all nodes; one that is gone is fine. Raises Unavailable."""
-    answer = await connection.api(f"CONSUMER.DELETE.{stream}.{name}")
-    error = answer.get("error")
-    if error and error.get("err_code") != CONSUMER_NOT_FOUND:
-        raise Unavailable(f"the consumer {name} was not deleted: {error.get('description')}")
-
-
-async def durable_names(connection: Connection, stream: str, prefix: str) -> list[str]:
-    """The consumers of a stream whose names begin so. Raises Unavailable."""
-    found: list[str] = []
-    while True:
-        answer = await connection.api(f"CONSUMER.NAMES.{stream}", {"offset": len(found)})
-        if "error" in answer:
-            raise Unavailable(f"listing consumers failed: {answer['error'].get('description')}")
-        page = answer.get("consumers") or []
-        found.extend(page)
-        if not page or len(found) >= answer.get("total", 0):
-            return [name for name in found if name.startswith(prefix)]

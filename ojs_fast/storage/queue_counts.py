@@ -6,12 +6,11 @@ import itertools
 from typing import Any
 
 from ojs_fast import _core
-from ojs_fast.storage import names
+from ojs_fast.storage import consumers, names
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.recounts import Recounts
 
-CONSUMER_NOT_FOUND = 10014
 MESSAGES = 500
 INDEXES = (names.SCHEDULED, names.RETRY)
 
@@ -43,7 +42,7 @@ class QueueCounts:
         """Entries of a queue in `ojs-scheduled` or `ojs-retry`. Raises Unavailable."""
         stream, name = names.bucket_stream(bucket), names.counting_consumer(queue)
         answer = await self._connection.api(f"CONSUMER.INFO.{stream}.{name}")
-        if answer.get("error", {}).get("err_code") == CONSUMER_NOT_FOUND:
+        if answer.get("error", {}).get("err_code") == consumers.CONSUMER_NOT_FOUND:
             config = self._config(bucket, queue, name)
             answer = await self._connection.api(
                 f"CONSUMER.DURABLE.CREATE.{stream}.{name}", {"stream_name": stream, "config": config}
@@ -116,17 +115,8 @@ class QueueCounts:
         return removed
 
     async def _consumers(self, stream: str) -> list[dict[str, Any]]:
-        found: list[dict[str, Any]] = []
-        offset = 0
-        while True:
-            answer = await self._connection.api(f"CONSUMER.LIST.{stream}", {"offset": offset})
-            if "error" in answer:
-                raise Unavailable(f"listing consumers failed: {answer['error'].get('description')}")
-            page = answer.get("consumers") or []
-            offset += len(page)
-            found.extend(one for one in page if one["config"].get("durable_name"))
-            if not page or offset >= answer.get("total", 0):
-                return found
+        found = await consumers.listed(self._connection, stream)
+        return [one for one in found if one["config"].get("durable_name")]
 
 
 def _idle_s(info: dict[str, Any]) -> float:

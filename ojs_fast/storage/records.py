@@ -5,7 +5,6 @@ is read back and compared with what was written. Knows bytes and revisions, no j
 """
 
 import asyncio
-import base64
 import re
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -13,8 +12,9 @@ from typing import Any
 import orjson
 
 from ojs_fast.storage import names
-from ojs_fast.storage.connection import READ_AT_ONCE, Connection, PubAck, headers
+from ojs_fast.storage.connection import READ_AT_ONCE, Connection, PubAck
 from ojs_fast.storage.errors import BatchRefused, KeyTaken, RevisionConflict, Unavailable
+from ojs_fast.storage.headers import headers, headers_of
 
 WRONG_LAST_SEQUENCE = 10071
 # The same from a cluster, when the write that is in the way has not been replicated yet.
@@ -230,8 +230,8 @@ class Records:
 
     async def _ttl_s(self, job_id: str) -> int:
         """The time to live that a record was written with, 0 = for ever. Raises Unavailable."""
-        headers_then = base64.b64decode((await self._connection.stored(_STREAM, _PREFIX + job_id)).get("hdrs", ""))
-        found = re.search(rb"\r\nNats-TTL: *(\d+)s\r\n", headers_then)
+        then = headers_of(await self._connection.stored(_STREAM, last_by_subj=_PREFIX + job_id))
+        found = re.fullmatch(r"(\d+)s", then.get("Nats-TTL", ""))
         return int(found[1]) if found else 0
 
     async def _first_taken(self, records: list[tuple[str, bytes]]) -> str:

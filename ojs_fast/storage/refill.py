@@ -16,8 +16,9 @@ import orjson
 
 from ojs_fast.storage import names, topology
 from ojs_fast.storage.archive import Archive, Entry
-from ojs_fast.storage.connection import Connection, headers
+from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import TopologyError, Unavailable
+from ojs_fast.storage.headers import headers
 
 SEQUENCES_LEFT_OUT = 1_000_000
 TAKEN = 10058  # the stream exists with another configuration
@@ -50,7 +51,7 @@ class Refill:
             raise TopologyError("another restore into this NATS is under way; wait until it has ended")
         _check(answer, names.RESTORE_STREAM)
         # Behind the marker: a server that starts at this moment sees it, or its streams are seen here.
-        taken = [config["name"] for config in wanted if await self._exists(config["name"])]
+        taken = [config["name"] for config in wanted if await topology.find(self._connection, config["name"])]
         if taken:
             await self._delete([names.RESTORE_STREAM])
             raise TopologyError(
@@ -90,13 +91,6 @@ class Refill:
                 raise Unavailable(f"JetStream refused a message: {description} (error {code})")
             sequences.append(sequence)
         return sequences
-
-    async def _exists(self, stream: str) -> bool:
-        answer = await self._connection.api(f"STREAM.INFO.{stream}")
-        if answer.get("error", {}).get("err_code") == topology.STREAM_NOT_FOUND:
-            return False
-        _check(answer, stream)
-        return True
 
     async def _delete(self, streams: list[str]) -> None:
         for stream in streams:

@@ -10,7 +10,6 @@ again in every one of them. JetStream's own snapshots lose subjects that are wri
 from __future__ import annotations
 
 import base64
-import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -18,8 +17,9 @@ from typing import Any
 from ojs_fast import _core
 from ojs_fast.storage import names, topology
 from ojs_fast.storage.archive import ArchiveWriter, Entry
-from ojs_fast.storage.connection import NO_MESSAGE_FOUND, Connection
-from ojs_fast.storage.errors import TopologyError, Unavailable
+from ojs_fast.storage.connection import Connection
+from ojs_fast.storage.errors import TopologyError
+from ojs_fast.storage.headers import headers_of
 
 READ_AT_ONCE = 5000
 READ_BYTES = 8 * 1024 * 1024
@@ -63,16 +63,14 @@ class Snapshot:
             raise TopologyError("a restore into this NATS has not finished: run `ojs-fast restore` again first")
         total = 0
         for stream in (names.WORK_STREAM, names.EVENT_STREAM, *map(names.bucket_stream, names.BUCKETS)):
-            info = await self._connection.api(f"STREAM.INFO.{stream}")
-            if info.get("error", {}).get("err_code") == topology.STREAM_NOT_FOUND:
+            info = await topology.find(self._connection, stream)
+            if info is None:
                 if stream != names.bucket_stream(names.JOBS):
                     continue  # the servers are of an earlier version
                 raise TopologyError(
                     f"this NATS has no stream {stream}, so no ojs-fast server has run on it; check NATS_URL or "
                     "OJS_DATA_DIR"
                 )
-            if "error" in info:
-                raise Unavailable(f"stream info failed: {info['error'].get('description')}")
             self._connection.is_replicated |= info["config"].get("num_replicas", 1) > 1
             self._last[stream] = info["state"]["last_seq"]
             if stream in {names.bucket_stream(bucket) for bucket in BUCKETS}:
@@ -140,12 +138,10 @@ class Snapshot:
         found: list[Entry] = []
         after = log.position
         while len(found) < FROM_LEADER_AT_ONCE:
-            answer = await self._connection.api(f"STREAM.MSG.GET.{log.stream}", {"seq": after + 1, "next_by_subj": ">"})
-            if answer.get("error", {}).get("err_code") == NO_MESSAGE_FOUND:
+            message = await self._connection.stored(log.stream, seq=after + 1, next_by_subj=">")
+            if not message:
                 break
-            if "error" in answer:
-                raise Unavailable(f"reading {log.stream} failed: {answer['error'].get('description')}")
-            found.append(_entry_of_leader(answer["message"]))
+            found.append(_entry_of_leader(message))
             after = found[-1].sequence
         return found
 
@@ -162,12 +158,12 @@ def _entry(message: _core.WireMessage) -> Entry:
 
 
 def _entry_of_leader(message: dict[str, Any]) -> Entry:
-    fields = dict(re.findall(rb"\r\n([^:\r\n]+): *([^\r\n]*)", base64.b64decode(message.get("hdrs", ""))))
+    fields = headers_of(message)
     return Entry(
         int(message["seq"]),
         _core.parse_rfc3339_ms(message["time"]),
-        fields.get(b"Nats-TTL", b"").decode(),
+        fields.get("Nats-TTL", ""),
         message["subject"],
         base64.b64decode(message.get("data", "")),
-        b"KV-Operation" in fields or b"Nats-Marker-Reason" in fields,
+        "KV-Operation" in fields or "Nats-Marker-Reason" in fields,
     )

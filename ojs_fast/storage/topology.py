@@ -81,14 +81,11 @@ async def ensure(connection: Connection, wanted: list[dict[str, Any]]) -> list[s
     """
     atomic: list[str] = []
     for config in wanted:
-        answer = await connection.api(f"STREAM.INFO.{config['name']}")
-        error = answer.get("error")
-        if error and error.get("err_code") == STREAM_NOT_FOUND:
+        there = await find(connection, config["name"])
+        if there is None:
             found = await _create(connection, config)
-        elif error:
-            raise Unavailable(f"JetStream: {error.get('description')} (error {error.get('err_code')})")
         else:
-            found = await _adopt(connection, config, answer["config"])
+            found = await _adopt(connection, config, there["config"])
         connection.is_replicated |= found.get("num_replicas", 1) > 1
         if config.get("allow_atomic"):
             atomic.append(config["subjects"][0])
@@ -103,11 +100,18 @@ async def ensure(connection: Connection, wanted: list[dict[str, Any]]) -> list[s
 
 async def unfinished_restore(connection: Connection) -> bool:
     """Whether a restore began and has not ended. Raises Unavailable."""
-    answer = await connection.api(f"STREAM.INFO.{names.RESTORE_STREAM}")
+    return await find(connection, names.RESTORE_STREAM) is not None
+
+
+async def find(connection: Connection, stream: str) -> dict[str, Any] | None:
+    """What NATS tells of a stream (`config`, `state`), None when there is none. Raises Unavailable."""
+    answer = await connection.api(f"STREAM.INFO.{stream}")
     error = answer.get("error")
-    if error and error.get("err_code") != STREAM_NOT_FOUND:
-        raise Unavailable(f"JetStream: {error.get('description')} (error {error.get('err_code')})")
-    return not error
+    if error and error.get("err_code") == STREAM_NOT_FOUND:
+        return None
+    if error:
+        raise Unavailable(f"JetStream, stream {stream}: {error.get('description')} (error {error.get('err_code')})")
+    return answer
 
 
 async def _adopt(connection: Connection, wanted: dict[str, Any], found: dict[str, Any]) -> dict[str, Any]:

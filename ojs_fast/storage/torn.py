@@ -12,18 +12,17 @@ else writes:
 
 from __future__ import annotations
 
-import base64
 import logging
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from ojs_fast.storage import names
+from ojs_fast.storage import names, topology
 from ojs_fast.storage.buckets import Bucket
-from ojs_fast.storage.connection import NO_MESSAGE_FOUND, Connection
+from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.group_commit import GROUP_MARK
+from ojs_fast.storage.headers import headers_of
 from ojs_fast.storage.records import NOTE_KEY, NOTE_OVER, Member, Records, parse_note
-from ojs_fast.storage.topology import STREAM_NOT_FOUND
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +34,6 @@ class _Stored(NamedTuple):
     """A message as it lies in the stream; `batch` is "" unless it is a member of one."""
 
     sequence: int
-    subject: str
     batch: str
     is_last: bool
     is_marker: bool
@@ -61,7 +59,9 @@ class _Mender:
         self._bucket = Bucket(connection, names.JOBS)
 
     async def run(self) -> int:
-        last = await self._message({"last_by_subj": _PREFIX + ">"})
+        if await topology.find(self._connection, _STREAM) is None:
+            return 0
+        last = await self._message(last_by_subj=_PREFIX + ">")
         if last is None:
             return 0
         is_torn = last.batch != "" and not last.is_last and not last.batch.startswith(GROUP_MARK)
@@ -119,23 +119,15 @@ class _Mender:
                 raise Unavailable(f"a batch that was cut off cannot be taken back: {answer['error']['description']}")
             taken += 1
             before = message.sequence - 1
-            message = await self._message({"seq": before}) if before else None
+            message = await self._message(seq=before) if before else None
         log.warning("a batch that was cut off was taken back; nobody was told of it", extra={"jobs": taken})
         return taken
 
-    async def _message(self, query: dict[str, Any]) -> _Stored | None:
-        answer = await self._connection.api(f"STREAM.MSG.GET.{_STREAM}", query)
-        if "error" in answer:
-            if answer["error"].get("err_code") in (NO_MESSAGE_FOUND, STREAM_NOT_FOUND):
-                return None
-            raise Unavailable(f"the end of {_STREAM} cannot be read: {answer['error'].get('description')}")
-        message = answer["message"]
-        lines = base64.b64decode(message.get("hdrs", "")).decode("latin-1").split("\r\n")
-        fields = dict(line.split(": ", 1) for line in lines if ": " in line)
+    async def _message(self, **query: str | int) -> _Stored | None:
+        message = await self._connection.stored(_STREAM, **query)
+        if not message:
+            return None
+        fields = headers_of(message)
         return _Stored(
-            message["seq"],
-            message["subject"],
-            fields.get("Nats-Batch-Id", ""),
-            "Nats-Batch-Commit" in fields,
-            "KV-Operation" in fields,
+            message["seq"], fields.get("Nats-Batch-Id", ""), "Nats-Batch-Commit" in fields, "KV-Operation" in fields
         )

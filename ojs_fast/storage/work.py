@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from ojs_fast import _core
-from ojs_fast.storage import names
+from ojs_fast.storage import consumers, names
 from ojs_fast.storage.connection import NO_MESSAGE_FOUND, Connection, PubAck
 from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.recounts import Recounts
@@ -405,12 +405,7 @@ class WorkQueue:
             "filter_subject": puller.subject,
             "num_replicas": self._replicas,
         }
-        answer = await self._connection.api(
-            f"CONSUMER.DURABLE.CREATE.{names.WORK_STREAM}.{puller.name}",
-            {"stream_name": names.WORK_STREAM, "config": config},
-        )
-        if "error" in answer:
-            raise Unavailable(f"JetStream refuses the consumer {puller.name}: {answer['error'].get('description')}")
+        await consumers.create(self._connection, names.WORK_STREAM, config)
         puller.exists = True
         self._recounts.made(names.WORK_STREAM, puller.name, puller.subject, partial(_vanished, puller))
 
@@ -466,15 +461,7 @@ class WorkQueue:
 
     async def consumers(self) -> list[dict[str, Any]]:
         """Consumer info of every level of every queue. Raises Unavailable."""
-        found: list[dict[str, Any]] = []
-        while True:
-            answer = await self._connection.api(f"CONSUMER.LIST.{names.WORK_STREAM}", {"offset": len(found)})
-            if "error" in answer:
-                raise Unavailable(f"listing consumers failed: {answer['error'].get('description')}")
-            page = answer.get("consumers") or []
-            found.extend(page)
-            if not page or len(found) >= answer.get("total", 0):
-                return found
+        return await consumers.listed(self._connection, names.WORK_STREAM)
 
     async def messages(self, query: dict[str, Any], subject: str = "ojs.queue.>") -> list[tuple[int, str, bytes]]:
         """Up to 500 stored messages: `[(sequence, subject, payload)]`. `query` is `seq` or `start_time`."""

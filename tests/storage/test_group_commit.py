@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from ojs_fast.storage import group_commit, topology
-from ojs_fast.storage.connection import Connection, headers
+from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import KeyTaken, Unavailable
+from ojs_fast.storage.headers import headers
 from ojs_fast.storage.records import WRONG_LAST_SEQUENCE, Records
 from ojs_fast.storage.recounts import Recounts
 from ojs_fast.storage.server import EmbeddedNats

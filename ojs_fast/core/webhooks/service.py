@@ -16,9 +16,8 @@ from ojs_fast.core.webhooks.model import Subscription
 from ojs_fast.core.webhooks.subscriptions import Subscriptions
 from ojs_fast.errors import Conflict, NotFound, invalid_field
 from ojs_fast.outbound import BadTarget
-from ojs_fast.storage import names
+from ojs_fast.storage import consumers, names
 from ojs_fast.storage.connection import Connection
-from ojs_fast.storage.durable_pull import delete_consumer, durable_names
 from ojs_fast.storage.errors import RevisionConflict
 
 _DELIVERY_ID = re.compile(r"del_[0-9a-f-]{36}")
@@ -83,7 +82,7 @@ class Webhooks:
     async def delete(self, subscription_id: str) -> Subscription:
         """Remove it with all its deliveries. Raises NotFound, Unavailable."""
         removed = await self._subscriptions.remove(subscription_id)
-        await delete_consumer(self._connection, names.EVENT_STREAM, names.webhook_consumer(removed.id))
+        await consumers.delete(self._connection, names.EVENT_STREAM, names.webhook_consumer(removed.id))
         await self._log.forget_subscription(removed.id)
         self._announce("deleted", removed)
         return removed
@@ -156,5 +155,6 @@ class Webhooks:
 
     async def wipe(self) -> None:
         """Remove the places in the event stream; the buckets are purged with all others. Raises Unavailable."""
-        for name in await durable_names(self._connection, names.EVENT_STREAM, names.WEBHOOK_CONSUMERS):
-            await delete_consumer(self._connection, names.EVENT_STREAM, name)
+        for info in await consumers.listed(self._connection, names.EVENT_STREAM):
+            if info["name"].startswith(names.WEBHOOK_CONSUMERS):
+                await consumers.delete(self._connection, names.EVENT_STREAM, info["name"])
