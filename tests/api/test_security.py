@@ -13,6 +13,7 @@ from pathlib import Path
 import httpx
 
 from ojs_fast.api.keys import Scope, create_key, revoke_key
+from tests.support.certificates import self_signed
 from tests.support.docker import health_check
 from tests.support.openapi import check
 from tests.support.processes import free_port, poll
@@ -69,12 +70,7 @@ def test_keys_do_what_their_scopes_say_and_are_revoked_without_a_restart(
 
 def test_with_a_certificate_the_server_speaks_https_only(tmp_path: Path, fresh_server: Callable[..., Server]) -> None:
     """A client that trusts the certificate is served; plain HTTP is not."""
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    cert, key = self_signed(tmp_path)
     server = Server(env={"OJS_TLS_CERT": str(cert), "OJS_TLS_KEY": str(key)})
     try:
         server.launch()

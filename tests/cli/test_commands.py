@@ -17,6 +17,7 @@ from click.testing import CliRunner
 from ojs_fast.cli import checkout
 from tests.cli.command import COMMAND, Cli
 from tests.support.api import Api, unique_queue
+from tests.support.certificates import self_signed
 from tests.support.processes import free_port, poll
 from tests.support.relay import Relay
 from tests.support.server import Server
@@ -386,12 +387,7 @@ def test_keys_are_shown_and_missed(fresh_server: Any) -> None:
 
 def test_a_ca_of_ones_own_is_trusted_when_it_is_named(fresh_server: Any, tmp_path: Path) -> None:
     """--ca; without it the certificate is refused, and the message says what to do."""
-    cert, key = tmp_path / "cert.pem", tmp_path / "key.pem"
-    subprocess.run(
-        ["openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-         "-subj", "/CN=localhost", "-addext", "subjectAltName=IP:127.0.0.1", "-keyout", str(key), "-out", str(cert)],
-        check=True, capture_output=True,
-    )  # fmt: skip
+    cert, key = self_signed(tmp_path)
     server = Server(env={"OJS_TLS_CERT": str(cert), "OJS_TLS_KEY": str(key)})
     try:
         server.launch()

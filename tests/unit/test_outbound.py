@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ipaddress
 import ssl
-import subprocess
 from datetime import UTC, datetime, timedelta
 from email.utils import format_datetime
 from pathlib import Path
@@ -13,6 +12,7 @@ import pytest
 
 from ojs_fast import outbound
 from ojs_fast.outbound import BadTarget, Poster, is_public, split_url
+from tests.support.certificates import self_signed
 from tests.support.receiver import Receiver, Says
 
 HOST = "hook.example"
@@ -21,14 +21,11 @@ HOST = "hook.example"
 @pytest.fixture(scope="module")
 def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a file with key and certificate of HOST."""
-    path = tmp_path_factory.mktemp("tls") / "both.pem"
-    command = [
-        "openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-days", "2",
-        "-subj", f"/CN={HOST}", "-addext", f"subjectAltName=DNS:{HOST}",
-    ]  # fmt: skip
-    subprocess.run([*command, "-keyout", path, "-out", f"{path}.crt"], check=True, capture_output=True)
-    path.write_bytes(path.read_bytes() + Path(f"{path}.crt").read_bytes())
-    return path
+    directory = tmp_path_factory.mktemp("tls")
+    cert, key = self_signed(directory, f"DNS:{HOST}")
+    both = directory / "both.pem"
+    both.write_bytes(key.read_bytes() + cert.read_bytes())
+    return both
 
 
 @pytest.fixture
