@@ -123,6 +123,15 @@ def invalid_field(field: str, value: object, expected: str) -> InvalidRequest:
     )
 
 
+def invalid_parameter(name: str, value: str, expected: str) -> InvalidRequest:
+    """400 for a parameter of the query."""
+    shown = value[:60]
+    return InvalidRequest(
+        f"Parameter '{name}' is '{shown}'; expected {expected}.",
+        details={"field": name, "received": shown, "expected": expected},
+    )
+
+
 def job_not_found(job_id: str) -> NotFound:
     """404 for a job id."""
     return NotFound(

@@ -15,7 +15,7 @@ from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.stats import Stats
 from ojs_fast.core.workers import Workers
-from ojs_fast.errors import InvalidRequest
+from ojs_fast.errors import invalid_parameter
 
 STATES = ("pending", "scheduled", "available", "active", "retryable", "completed", "discarded", "cancelled")
 SORTS: dict[str, Callable[[_core.Record], int]] = {
@@ -195,7 +195,9 @@ def paging(request: Request) -> tuple[int, int, int]:
     page = request.query_int("page", request.query_int("offset", 0, 0, DEEPEST) // per_page + 1, 1, 10**9)
     offset = (page - 1) * per_page if request.query("page") else request.query_int("offset", 0, 0, DEEPEST)
     if offset > DEEPEST:
-        raise _invalid("page", str(page), f"a page within the first {DEEPEST} jobs; narrow the filter for others")
+        raise invalid_parameter(
+            "page", str(page), f"a page within the first {DEEPEST} jobs; narrow the filter for others"
+        )
     return offset, per_page, page
 
 
@@ -213,7 +215,7 @@ def job_filter(request: Request) -> JobFilter:
 def _choice(request: Request, name: str, allowed: tuple[str, ...], default: str) -> str:
     value = request.query(name) or default
     if value and value not in allowed:
-        raise _invalid(name, value, f"one of {', '.join(allowed)}")
+        raise invalid_parameter(name, value, f"one of {', '.join(allowed)}")
     return value
 
 
@@ -224,11 +226,4 @@ def _moment(request: Request, name: str) -> int:
     try:
         return _core.parse_rfc3339_ms(value) or 1  # 0 stands for no time
     except ValueError:
-        raise _invalid(name, value, RFC_3339) from None
-
-
-def _invalid(name: str, value: str, expected: str) -> InvalidRequest:
-    return InvalidRequest(
-        f"Parameter '{name}' is '{value[:60]}'; expected {expected}.",
-        details={"field": name, "received": value[:60], "expected": expected},
-    )
+        raise invalid_parameter(name, value, RFC_3339) from None

@@ -14,7 +14,7 @@ from ojs_fast.core.bulk import RETRIABLE, Bulk, Item, Outcome, reason
 from ojs_fast.core.idempotency import Answer, DerivedIds, IdempotentRequests, enqueue_batch_once
 from ojs_fast.core.job_search import JobFilter
 from ojs_fast.core.jobs import MAX_BATCH, WAITING_STATES, Jobs
-from ojs_fast.core.refusals import decode_field, refused
+from ojs_fast.core.refusals import decode_field
 from ojs_fast.errors import BackendUnavailable, BatchTooLarge, OJSError, Unsupported, invalid_field
 
 DONE = {"cancel": "cancelled", "retry": "retried", "delete": "deleted", "get": "found"}
@@ -138,10 +138,7 @@ class BulkHandlers:
 
 def _bulk_request(request: Request) -> tuple[str, str | None, list[bytes]]:
     """`(atomicity, idempotency key or None, the jobs' bytes)`. Raises OJSError."""
-    try:
-        members = _core.scan_json_object(request.body)
-    except (ValueError, TypeError) as error:
-        raise refused(error) from None
+    members = request.members()
     values = {
         name: decode_field(request.body[start:end], name)
         for name, (start, end) in members.items()

@@ -5,7 +5,7 @@ from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.live import ALL, LiveEvent, state_now
 from ojs_fast.core.queue_admin import QueueAdmin
 from ojs_fast.core.refusals import refused
-from ojs_fast.errors import InvalidRequest
+from ojs_fast.errors import invalid_parameter
 
 EXPECTED = "job:<id>, queue:<name> or all"
 
@@ -32,11 +32,7 @@ class Channels:
                 raise refused(error) from None
             await self._queue_admin.find(name)
         elif channel not in ("", ALL):
-            shown = str(channel)[:60]
-            raise InvalidRequest(
-                f"Parameter 'channel' is '{shown}'; expected {EXPECTED}.",
-                details={"field": "channel", "received": shown, "expected": EXPECTED},
-            )
+            raise invalid_parameter("channel", str(channel), EXPECTED)
         return str(channel) or ALL
 
     async def last_event(self, channel: str) -> LiveEvent | None:

@@ -5,7 +5,7 @@ from typing import Any
 from ojs_fast.api.http import Reply, Request, json_reply
 from ojs_fast.core.cron import Cron
 from ojs_fast.core.cron_entry import Entry, check_name
-from ojs_fast.errors import InvalidRequest
+from ojs_fast.errors import invalid_parameter
 
 
 class CronHandlers:
@@ -23,10 +23,7 @@ class CronHandlers:
         """GET /cron, with `enabled`, `limit` and `offset` (or `page` and `per_page`, as the JavaScript SDK has it)."""
         wanted = request.query("enabled")
         if wanted not in ("", "true", "false"):
-            raise InvalidRequest(
-                f"Parameter 'enabled' is '{wanted[:60]}'; expected true or false.",
-                details={"field": "enabled", "received": wanted[:60], "expected": "true or false"},
-            )
+            raise invalid_parameter("enabled", wanted, "true or false")
         found = [entry for entry in self._cron.all() if not wanted or entry.enabled == (wanted == "true")]
         per_page = request.query_int("per_page", 50, 1, 200)
         limit = request.query_int("limit", per_page, 1, 200)

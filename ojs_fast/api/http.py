@@ -219,12 +219,16 @@ class Request:
         """True when the client hung up since `watch_client`."""
         return bool(self._gone is not None and self._gone.done())
 
-    def json(self) -> dict[str, Any]:
-        """The body as an object, for requests without user JSON. Raises OJSError."""
+    def members(self) -> dict[str, tuple[int, int]]:
+        """Where the value of each member of the body begins and ends. Raises OJSError."""
         try:
-            members = _core.scan_json_object(self.body)
+            return _core.scan_json_object(self.body)
         except (ValueError, TypeError) as error:
             raise refused(error) from None
+
+    def json(self) -> dict[str, Any]:
+        """The body as an object, for requests without user JSON. Raises OJSError."""
+        members = self.members()
         try:
             decoded: dict[str, Any] = orjson.loads(self.body)
         except orjson.JSONDecodeError:  # a number beyond a double: find the field, to name it

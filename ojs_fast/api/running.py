@@ -9,15 +9,15 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.api.http import Reply, Request, json_reply
+from ojs_fast.api.workers import worker_id_of
 from ojs_fast.core.checkpoint import Checkpoint
 from ojs_fast.core.checkpoints import Checkpoints
 from ojs_fast.core.progress import Progress, ProgressReports
-from ojs_fast.core.refusals import decode_field, refused
+from ojs_fast.core.refusals import decode_field
 from ojs_fast.errors import invalid_field
 
 MAX_MESSAGE = 1024
 MAX_DATA_BYTES = 16_384
-MAX_WORKER_ID = 255
 # Members of a checkpoint that only the server sets.
 _OURS = ("job_id", "sequence", "created_at", "worker_id")
 
@@ -50,7 +50,7 @@ class RunningHandlers:
             raise invalid_field("data", data, f"an object of at most {MAX_DATA_BYTES} bytes")
         if share is None and data is None and message is None:
             raise invalid_field("progress", None, "a number, or 'data' or 'message' instead (one is required)")
-        return _progress(await self._progress.report(job_id, _worker_id(body.get("worker_id")), share, message, data))
+        return _progress(await self._progress.report(job_id, worker_id_of(body.get("worker_id")), share, message, data))
 
     async def progress(self, request: Request) -> Reply:
         """GET /jobs/{id}/progress (ojs-progress section 7.1)."""
@@ -58,18 +58,18 @@ class RunningHandlers:
 
     async def save(self, request: Request) -> Reply:
         """PUT and POST /jobs/{id}/checkpoint (ojs-durable-execution section 4.1): `state` is any JSON."""
-        members = self._members(request)
+        members = request.members()
         if "state" not in members:
             raise invalid_field("state", None, "any JSON value (required)")
         return await self._save(request, members)
 
     async def save_any(self, request: Request) -> Reply:
         """POST /checkpoints/{id}, as the SDKs have it: an object of any members."""
-        return await self._save(request, self._members(request))
+        return await self._save(request, request.members())
 
     async def _save(self, request: Request, members: dict[str, tuple[int, int]]) -> Reply:
         span = members.get("worker_id")
-        worker_id = _worker_id(decode_field(request.body[span[0] : span[1]], "worker_id") if span else None)
+        worker_id = worker_id_of(decode_field(request.body[span[0] : span[1]], "worker_id") if span else None)
         kept = b"".join(
             b",%s:%s" % (orjson.dumps(name), request.body[start:end])
             for name, (start, end) in members.items()
@@ -77,12 +77,6 @@ class RunningHandlers:
         )
         saved = await self._checkpoints.save(request.params["id"], worker_id, kept)
         return Reply(200, b'{%s,"checkpoint":{%s}}' % (saved.head(), saved.head()))
-
-    def _members(self, request: Request) -> dict[str, tuple[int, int]]:
-        try:
-            return _core.scan_json_object(request.body)
-        except (ValueError, TypeError) as error:
-            raise refused(error) from None
 
     async def checkpoint(self, request: Request) -> Reply:
         """GET /jobs/{id}/checkpoint (section 4.3)."""
@@ -115,14 +109,6 @@ def _share(body: dict[str, Any], field: str, whole: int) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         raise invalid_field(field, value, f"a number from 0 to {whole}")
     return min(1.0, max(0.0, value / whole))  # section 5.1: out of range is clamped
-
-
-def _worker_id(value: object) -> str:
-    if value is None:
-        return ""
-    if not isinstance(value, str) or not 1 <= len(value) <= MAX_WORKER_ID:
-        raise invalid_field("worker_id", value, f"a string of 1 to {MAX_WORKER_ID} characters")
-    return value
 
 
 def _progress(progress: Progress) -> Reply:

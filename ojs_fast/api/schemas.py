@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from ojs_fast import _core
 from ojs_fast.api.http import Reply, Request, json_reply
 from ojs_fast.core.schemas import MAX_URI, Schemas, numbered_uri
 from ojs_fast.errors import Duplicate, invalid_field
@@ -83,7 +82,7 @@ def _schema(request: Request, body: dict[str, Any]) -> bytes:
         raise invalid_field("schema", schema, "a JSON Schema, an object (required)")
     if str(schema.get("$schema", DRAFT)).rstrip("#") != DRAFT:
         raise invalid_field("schema.$schema", schema["$schema"], DRAFT)
-    start, end = _core.scan_json_object(request.body)["schema"]
+    start, end = request.members()["schema"]
     return request.body[start:end]
 
 

@@ -6,7 +6,7 @@ from ojs_fast.api.http import Reply, Request, json_reply
 from ojs_fast.core.webhooks.deliveries import STATUS, Delivery
 from ojs_fast.core.webhooks.model import Subscription
 from ojs_fast.core.webhooks.service import Webhooks
-from ojs_fast.errors import InvalidRequest
+from ojs_fast.errors import invalid_parameter
 
 MAX_PER_PAGE = 100
 
@@ -88,9 +88,5 @@ def _delivery_reply(delivery: Delivery) -> Reply:
 def _kind(status: str) -> str:
     kinds = {text: kind for kind, text in STATUS.items()}
     if status and status not in kinds:
-        expected = ", ".join(kinds)
-        raise InvalidRequest(
-            f"Parameter 'status' is '{status[:60]}'; expected {expected}.",
-            details={"field": "status", "received": status[:60], "expected": expected},
-        )
+        raise invalid_parameter("status", status, ", ".join(kinds))
     return kinds.get(status, "")

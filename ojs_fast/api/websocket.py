@@ -19,7 +19,7 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.api.channels import Channels
-from ojs_fast.api.http import Gate, Receive, Reply, Request, error_reply, reply_headers
+from ojs_fast.api.http import V1, Gate, Receive, Reply, Request, error_reply, reply_headers
 from ojs_fast.api.keys import Scope
 from ojs_fast.core.clock import now_ms
 from ojs_fast.core.live import GOODBYE, GRACE_MS, HEARTBEAT_S, LiveEvent, LiveEvents, Position, parse_id
@@ -28,7 +28,7 @@ from ojs_fast.storage.errors import Unavailable
 
 log = logging.getLogger(__name__)
 
-PATHS = ("/ojs/v1/ws", "/ws")
+PATHS = (V1 + "/ws", "/ws")
 PROTOCOL = "ojs.v1"
 #: A browser cannot send headers: it names the key, in base64url, as one more subprotocol.
 KEY_PROTOCOL = "ojs.bearer."

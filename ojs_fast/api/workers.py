@@ -39,8 +39,8 @@ def _integer(body: dict[str, Any], field: str, default: int, low: int, high: int
     return value
 
 
-def _worker_id(body: dict[str, Any], *, required: bool = False) -> str:
-    value = body.get("worker_id")
+def worker_id_of(value: object, *, required: bool = False) -> str:
+    """The `worker_id` of a body, "" when it is missing. Raises InvalidRequest."""
     if value is None and not required:
         return ""
     if not isinstance(value, str) or not 1 <= len(value) <= MAX_WORKER_ID:
@@ -87,7 +87,7 @@ class WorkerHandlers:
             except ValueError as error:
                 raise refused(error) from None
         count = _integer(body, "count", 1, 1, MAX_COUNT)
-        worker_id = _worker_id(body)
+        worker_id = worker_id_of(body.get("worker_id"))
         visibility_ms = _integer(body, "visibility_timeout_ms", 0, 1, MAX_TIMEOUT_MS)
         if worker_id and self._workers.directive(worker_id) != "running":
             return Reply(200, b'{"jobs":[]}')
@@ -142,7 +142,7 @@ class WorkerHandlers:
     async def heartbeat(self, request: Request) -> Reply:
         """POST /workers/heartbeat (section 10.4) and /workers/beat."""
         body = request.json()
-        worker_id = _worker_id(body, required=True)
+        worker_id = worker_id_of(body.get("worker_id"), required=True)
         # The JavaScript SDK sends a count in `active_jobs` and the ids apart.
         active = body.get("active_jobs")
         counts = active is None or type(active) is int
@@ -181,10 +181,7 @@ class WorkerHandlers:
         # The JavaScript SDK's serverless adapter acknowledges /jobs/{id}/ack without a body.
         if not request.body and "id" in request.params:
             return {}
-        try:
-            return _core.scan_json_object(request.body)
-        except (ValueError, TypeError) as error:
-            raise refused(error) from None
+        return request.members()
 
     def _value(self, request: Request, members: dict[str, tuple[int, int]], name: str) -> Any:
         span = members.get(name)
@@ -194,7 +191,7 @@ class WorkerHandlers:
         plain = _core.plain_texts(request.body, members, _WHO)
         if plain is not None and plain[0] and len(plain[1]) <= MAX_WORKER_ID and not request.params:
             return plain[0], plain[1]
-        worker_id = _worker_id({"worker_id": self._value(request, members, "worker_id")})
+        worker_id = worker_id_of(self._value(request, members, "worker_id"))
         job_id = request.params.get("id") or self._value(request, members, "job_id")
         if not isinstance(job_id, str) or not job_id:
             raise invalid_field("job_id", job_id, "the id of the job (required)")

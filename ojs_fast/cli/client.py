@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import ssl
+import time
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
@@ -17,6 +18,8 @@ from ojs_fast.cli.exact import parse_exactly
 if TYPE_CHECKING:  # late where it is used: help and completion need no HTTP
     import httpx
 
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
+WORTH_A_REPEAT = (429, 502, 503, 504)
 DEFAULT_URL = "http://127.0.0.1:8080"
 CONTENT_TYPE = "application/openjobspec+json"
 PAGE = 100
@@ -45,6 +48,11 @@ class ServerSaid(click.ClickException):
 
 class NoServer(click.ClickException):
     """Nobody answered; the message says what to do next. Exit code 1."""
+
+
+def passes_by(error: click.ClickException) -> bool:
+    """True for a server that is busy, restarting or away: the same request may succeed later."""
+    return not isinstance(error, ServerSaid) or error.status in WORTH_A_REPEAT
 
 
 class Client:
@@ -93,6 +101,19 @@ class Client:
             return parse_exactly(response.content) if response.content else {}
         except ValueError as error:
             raise NoServer(f"{self.url} answers, but not as an Open Job Spec server ({error}).") from error
+
+    def call_again(self, path: str, body: bytes, tries: int, longest_s: float = LONGEST_PAUSE_S, **more: Any) -> Any:
+        """POST until the server is neither busy nor away, so many times; only for what may come twice."""
+        pause_s = FIRST_PAUSE_S
+        for _ in range(tries - 1):
+            try:
+                return self.call("POST", path, body, **more)
+            except (NoServer, ServerSaid) as error:
+                if not passes_by(error):
+                    raise
+            time.sleep(pause_s)
+            pause_s = min(pause_s * 2, longest_s)
+        return self.call("POST", path, body, **more)
 
     def get(self, path: str, **query: Any) -> Any:
         """GET; members of `query` that are empty are left out."""

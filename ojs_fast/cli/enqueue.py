@@ -6,7 +6,6 @@ import io
 import re
 import secrets
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +21,6 @@ from ojs_fast.cli.times import span
 BATCH_BYTES = 4 * 1024 * 1024
 TRIES = 6
 LONGEST_PAUSE_S = 30.0
-WORTH_A_REPEAT = (429, 502, 503, 504)
 
 CONFLICTS = ("reject", "ignore", "replace", "replace_except_schedule")
 
@@ -44,7 +42,7 @@ Lines = list[tuple[int, bytes]]
 @click.option("--unique-period", metavar="DURATION", help="For how long, such as PT1H.")
 @click.option(
     "--on-conflict",
-    type=click.Choice(["reject", "ignore", "replace", "replace_except_schedule"]),
+    type=click.Choice(CONFLICTS),
     help="What a duplicate does.  [default: reject]",
 )
 @click.option("--meta", multiple=True, metavar="KEY=VALUE", help="Repeatable; VALUE is JSON, or a text.")
@@ -227,17 +225,12 @@ def _problem(text: bytes) -> str:
 def _send(client: Client, lines: Lines, key: str) -> list[Body]:
     """Enqueue one batch, again while the server is busy or away; its key makes that safe."""
     body = b'{"jobs":[' + b",".join(text for _, text in lines) + b"]}"
-    pause_s = 0.5
-    for left in range(TRIES - 1, -1, -1):
-        try:
-            jobs: list[Body] = client.call("POST", "/jobs/batch", body, headers={"Idempotency-Key": key})["jobs"]
-            return jobs
-        except (ServerSaid, NoServer) as error:
-            if not left or (isinstance(error, ServerSaid) and error.status not in WORTH_A_REPEAT):
-                raise _named(error, lines) from error
-            time.sleep(pause_s)
-            pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-    raise AssertionError("unreachable")
+    headers = {"Idempotency-Key": key}
+    try:
+        jobs: list[Body] = client.call_again("/jobs/batch", body, TRIES, LONGEST_PAUSE_S, headers=headers)["jobs"]
+    except (ServerSaid, NoServer) as error:
+        raise _named(error, lines) from error
+    return jobs
 
 
 def _named(error: click.ClickException, lines: Lines) -> click.ClickException:

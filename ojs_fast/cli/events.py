@@ -8,13 +8,12 @@ from typing import Any
 
 import click
 
-from ojs_fast.cli.client import Body, Client, NoServer, ServerSaid, segment
+from ojs_fast.cli.client import FIRST_PAUSE_S, LONGEST_PAUSE_S, Body, Client, NoServer, ServerSaid, passes_by, segment
 from ojs_fast.cli.exact import dump_exactly, parse_exactly
 from ojs_fast.cli.options import asks_server
 from ojs_fast.cli.output import Output, cell, find, printable
 
 SILENCE_S = 45.0  # the server sends a heartbeat every 15 s
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 MOST = 1000
 # Where the shapes of `GET /events` and of streams keep what people look at.
 PLACES = {
@@ -82,10 +81,8 @@ def _follow(client: Client, path: str, types: str, after: str, *, ends: bool) ->
                 yield event
             if ends:
                 return
-        except NoServer as error:
-            reason = error.message
-        except ServerSaid as error:
-            if error.status not in (429, 502, 503, 504):
+        except (NoServer, ServerSaid) as error:
+            if not passes_by(error):
                 raise
             reason = error.message
         click.echo(f"Connecting again in {pause_s:.1f} s ({reason})", err=True)

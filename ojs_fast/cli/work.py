@@ -15,15 +15,13 @@ from typing import Any
 
 import click
 
-from ojs_fast.cli.client import Body, Client, NoServer, ServerSaid
+from ojs_fast.cli.client import FIRST_PAUSE_S, LONGEST_PAUSE_S, Body, Client, NoServer, ServerSaid, passes_by
 from ojs_fast.cli.exact import dump_exactly, parse_exactly
 from ojs_fast.cli.options import asks_server
 from ojs_fast.cli.output import Output
 
 BEAT_S = 5.0
-FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.5, 15.0
 TRIES = 8  # of an acknowledgement: about a minute
-WORTH_A_REPEAT = (429, 502, 503, 504)
 MESSAGE_CHARACTERS = 1000
 
 
@@ -144,7 +142,7 @@ class Worker:
 
     def _tolerate(self, error: click.ClickException) -> None:
         """Say it and go on, unless no time heals it."""
-        if isinstance(error, ServerSaid) and error.status not in WORTH_A_REPEAT:
+        if not passes_by(error):
             raise error
         click.echo(f"{error.message}; it is tried again", err=True)
 
@@ -201,19 +199,12 @@ class Worker:
             message = (run.last_line or reason)[:MESSAGE_CHARACTERS]
             name = f"exit_{code}" if code > 0 else f"signal_{-code}"
             body = {**about, "error": {"code": name, "message": message, "retryable": code not in self.fatal}}
-        pause_s = FIRST_PAUSE_S
-        for left in range(TRIES - 1, -1, -1):
-            try:
-                job = self.client.call("POST", path, dump_exactly(body))["job"]
-            except (NoServer, ServerSaid) as error:
-                if not left or (isinstance(error, ServerSaid) and error.status not in WORTH_A_REPEAT):
-                    click.echo(f"{run.job['id']}: {error.message}", err=True)
-                    return
-                time.sleep(pause_s)
-                pause_s = min(pause_s * 2, LONGEST_PAUSE_S)
-            else:
-                self.output.done(job, f"{job['id']} {job['type']} is {job['state']}")
-                return
+        try:
+            job = self.client.call_again(path, dump_exactly(body), TRIES)["job"]
+        except (NoServer, ServerSaid) as error:
+            click.echo(f"{run.job['id']}: {error.message}", err=True)
+        else:
+            self.output.done(job, f"{job['id']} {job['type']} is {job['state']}")
 
     # -- heartbeats ------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from typing import Any
 from ojs_fast import _core
 from ojs_fast.core.events import Events
 from ojs_fast.core.retry import Failure
+from ojs_fast.core.workflows.model import FEATURE as WORKFLOW
 
 log = logging.getLogger(__name__)
 
@@ -64,8 +65,8 @@ def _about(record: _core.Record) -> dict[str, Any]:
     }
     if record.worker_id:
         facts["ojs.worker_id"] = record.worker_id
-    if record.extra is not None and "wf" in record.extra:
-        facts["ojs.workflow_id"] = record.extra["wf"][0]
+    if record.extra is not None and WORKFLOW in record.extra:
+        facts["ojs.workflow_id"] = record.extra[WORKFLOW][0]
     return facts
 
 

@@ -11,12 +11,11 @@ from typing import Any
 from ojs_fast.api.openapi import shapes
 from ojs_fast.api.openapi.builder import SCHEME, Document, resolved
 from ojs_fast.api.openapi.schema import Schema, ref
+from ojs_fast.api.openapi.shapes import prose
 from ojs_fast.api.openapi.style import STYLE
 
 STYLE_DIGEST = "sha256-" + base64.b64encode(hashlib.sha256(STYLE.encode()).digest()).decode()
 _METHODS = ("get", "post", "put", "patch", "delete")
-_LINK = re.compile(r"\[([^\]]+)\]\((https://[^)]+)\)")
-_CODE = re.compile(r"`([^`]+)`")
 
 
 def render(document: Document) -> str:
@@ -39,12 +38,6 @@ def render(document: Document) -> str:
         "</section></main></body></html>",
     ]
     return "\n".join(parts)
-
-
-def prose(text: str) -> str:
-    """A sentence with `code` and links as HTML."""
-    linked = _LINK.sub(r'<a href="\2">\1</a>', escape(text, quote=False))
-    return _CODE.sub(r"<code>\1</code>", linked)
 
 
 def _header(parameter: dict[str, Any]) -> str:

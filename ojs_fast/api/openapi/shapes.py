@@ -7,6 +7,7 @@ from typing import Any
 
 from ojs_fast.api.openapi.schema import DURATION, PERIOD, Schema
 
+_LINK = re.compile(r"\[([^\]]+)\]\((https://[^)]+)\)")
 _CODE = re.compile(r"`([^`]+)`")
 _NAMED = {DURATION: "ISO 8601 duration", PERIOD: "ISO 8601 duration"}
 _LIMITS = (
@@ -15,6 +16,12 @@ _LIMITS = (
     ("minProperties", "maxProperties", "members"),
     ("minimum", "maximum", ""),
 )
+
+
+def prose(text: str) -> str:
+    """A sentence with `code` and links as HTML."""
+    linked = _LINK.sub(r'<a href="\2">\1</a>', escape(text, quote=False))
+    return _CODE.sub(r"<code>\1</code>", linked)
 
 
 def anchor(name: str) -> str:
@@ -108,7 +115,7 @@ def _row(name: str, schema: Schema, *, is_required: bool) -> str:
 
 
 def _text(schema: Schema) -> str:
-    return _CODE.sub(r"<code>\1</code>", escape(schema.get("description", ""), quote=False))
+    return prose(schema.get("description", ""))
 
 
 def _json(value: Any) -> str:
