@@ -13,6 +13,7 @@ from typing import Any
 
 from ojs_fast import _core
 from ojs_fast.core.clock import Deadlines, NowMs
+from ojs_fast.forever import forever
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Outbox
 from ojs_fast.storage.errors import Unavailable
@@ -71,7 +72,7 @@ class Claims:
         self._by_worker: dict[str, set[str]] = {}
         self._by_queue: defaultdict[str, int] = defaultdict(int)
         self._fresh: dict[str, int] = {}
-        self._claiming: set[str] = set()
+        self._claiming: dict[str, int] = {}
         self._deadlines = Deadlines(steady, self._due)
         self._expire: Callable[[Claim], Awaitable[None]] | None = None
         self._task: asyncio.Task[None] | None = None
@@ -83,7 +84,7 @@ class Claims:
         """Start the timers; `expire(claim)` is awaited for each claim that is due."""
         self._expire = expire
         await self._deadlines.open()
-        self._task = asyncio.create_task(self._enter_loop())
+        self._task = asyncio.create_task(forever(self._enter_loop))
 
     async def close(self) -> None:
         """Stop the timers; whoever reconciles this node adopts its claims."""
@@ -102,11 +103,13 @@ class Claims:
 
     def begin(self, job_id: str) -> None:
         """A claim of this job is on its way: nobody may take its record for a claim that got lost."""
-        self._claiming.add(job_id)
+        self._claiming[job_id] = self._claiming.get(job_id, 0) + 1
 
     def end(self, job_id: str) -> None:
         """The outcome of `begin` is known."""
-        self._claiming.discard(job_id)
+        left = self._claiming.pop(job_id) - 1
+        if left:
+            self._claiming[job_id] = left
 
     def has(self, job_id: str) -> bool:
         """True when this node holds the job or is about to."""

@@ -11,6 +11,7 @@ import time
 from collections.abc import Awaitable, Callable
 
 from ojs_fast import _core
+from ojs_fast.forever import forever
 
 log = logging.getLogger(__name__)
 
@@ -46,7 +47,7 @@ class Deadlines:
 
     async def open(self) -> None:
         """Start to fire."""
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(forever(self._run))
 
     async def close(self) -> None:
         """Stop; nothing fires any more."""

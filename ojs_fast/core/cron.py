@@ -22,6 +22,7 @@ from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tracing import Tracing
 from ojs_fast.errors import BackendUnavailable, Conflict, Duplicate, NotFound
+from ojs_fast.forever import forever
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket, Watch
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
@@ -83,7 +84,7 @@ class Cron:
     async def start(self) -> None:
         """Fire what is due from now on: this node became the leader."""
         self._leads = True
-        self._task = asyncio.create_task(self._watch_clock())
+        self._task = asyncio.create_task(forever(self._watch_clock))
         await self._due.open()
         for name, (entry, _) in self._known.items():
             self._arm(name, entry)

@@ -1,16 +1,18 @@
 """What becomes of a dead node's counts: the leader adds what the node had not written yet, and merges.
 
 Closing the node's entry and adding to it is one atomic batch on the entry's revision, so it happens once, and a
-node that was only silent notices (core/tallies.py). After that its numbers are moved to the owner `base`.
+node that was only silent notices (core/tallies.py). After that its numbers are moved to the owner `base`. What comes to
+light later is counted there (core/closed_counts.py).
 """
 
 from typing import Any
 
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
+from ojs_fast.core.closed_counts import BASE, ClosedCounts, Marked, is_closed, key_of, lists_of
 from ojs_fast.core.counts import Counts
 from ojs_fast.core.stores import Stores
-from ojs_fast.core.tallies import BASE, QUEUES_PER_COMMIT, parse_marks
+from ojs_fast.core.tallies import QUEUES_PER_COMMIT, parse_marks
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.commits import Committer, Put
@@ -18,9 +20,6 @@ from ojs_fast.storage.errors import RevisionConflict, Unavailable
 
 FORGOTTEN_MS = 3_600_000  # by then a node that was taken for dead has long noticed
 MOVED_AT_ONCE = 400
-
-# owner, number of the period, the state that the record reached or left
-_Mark = tuple[str, int, str]
 
 
 class Inheritance:
@@ -30,59 +29,63 @@ class Inheritance:
         self._clock = clock
         self._bucket = Bucket(stores.connection, names.TALLIES)
         self._committer = Committer(stores.connection, names.TALLIES)
+        self._closed_counts = ClosedCounts(stores, clock)
         self._dead: set[str] = set()
-        # Job id → the record as it was met last, with the marks of dead nodes: one that is written again during the
-        # replay is met twice.
-        self._found: dict[str, tuple[_core.Record, list[_Mark]]] = {}
+        # Closed owner → the last period that it wrote behind itself.
+        self._closed: dict[str, int] = {}
+        # Owner → the mark's key → what was met last: a record that is written again during the replay is met twice.
+        self._found: dict[str, dict[str, Marked]] = {}
 
-    def begin(self, node_ids: set[str]) -> None:
-        """A replay starts: the counts of these nodes are to be taken over."""
+    async def begin(self, node_ids: set[str]) -> None:
+        """A replay starts: the counts of these nodes are to be taken over. Raises Unavailable."""
         self._dead = node_ids
         self._found = {}
+        entries = await self._bucket.page(0, 1 << 30, "n.*")
+        self._closed = {key.partition(".")[2]: value["through"] for key, value, _ in entries if is_closed(value)}
 
     def see(self, record: _core.Record) -> None:
         """The replay meets a record."""
         if record.extra is None:
             return
-        marks = [mark for mark in parse_marks(record) if mark[0].partition("-")[0] in self._dead]
-        if marks:
-            self._found[record.id] = (record, marks)
+        for owner, number, state in parse_marks(record):
+            through = self._closed.get(owner)
+            if owner.partition("-")[0] in self._dead if through is None else number > through:
+                self._found.setdefault(owner, {})[key_of(record, number, state)] = (record, number, state)
 
-    async def take_over(self, closed_at: int) -> None:
-        """The replay is over; it saw everything up to revision `closed_at`. Raises Unavailable."""
+    async def take_over(self) -> None:
+        """The replay is over. Raises Unavailable."""
         try:
-            await self._take_over(closed_at)
+            await self._take_over()
         except RevisionConflict as error:
             raise Unavailable(f"a dead node's counts changed meanwhile: {error}") from None
 
-    async def _take_over(self, closed_at: int) -> None:
-        owners: dict[str, tuple[Any, int]] = {mark[0]: ({}, 0) for _, marks in self._found.values() for mark in marks}
+    async def _take_over(self) -> None:
+        owners: dict[str, tuple[Any, int]] = {owner: ({}, 0) for owner in self._found if owner not in self._closed}
         for key, value, revision in await self._bucket.page(0, 1 << 30, "n.*"):
             owner = key.partition(".")[2]
             if owner.partition("-")[0] in self._dead:
                 owners[owner] = (value, revision)
             elif value.get("closed_ms", self._clock()) < self._clock() - FORGOTTEN_MS:
-                await self._bucket.erase(key)
+                await self._closed_counts.forget(owner)
         for owner, (entry, revision) in owners.items():
-            if "closed_at" not in entry:
-                await self._close(owner, entry.get("through", 0), revision, closed_at)
+            if not is_closed(entry):
+                await self._close(owner, entry.get("through", 0), revision)
             await self._move(owner)
-        self.begin(set())
+        for owner in self._found.keys() & self._closed.keys():
+            await self._closed_counts.add(owner, list(self._found[owner].values()))
+        self._dead, self._found = set(), {}
 
-    async def _close(self, owner: str, through: int, revision: int, closed_at: int) -> None:
+    async def _close(self, owner: str, through: int, revision: int) -> None:
         added: dict[str, Counts] = {}
-        for record, marks in self._found.values():
-            for by, number, state in marks:
-                if by == owner and number > through:
-                    added.setdefault(record.queue, Counts()).add(record, state)
-        puts: list[Put] = []
+        found = {key: one for key, one in self._found.get(owner, {}).items() if one[1] > through}
+        for record, _, state in found.values():
+            added.setdefault(record.queue, Counts()).add(record, state)
+        puts: list[Put] = lists_of(owner, list(found))
         for queue, counts in added.items():
             key = names.tally_key(queue, owner)
-            found = await self._bucket.get(key)
-            if found:
-                counts.merge(Counts.parse(found[0]))
-            puts.append((key, counts.as_json(self._clock()), found[1] if found else 0))
-        closed = {"through": through, "closed_at": closed_at, "closed_ms": self._clock()}
+            value, at = await self._bucket.last(key)
+            puts.append((key, counts.merge(Counts.parse(value or {})).as_json(self._clock()), at))
+        closed = {"through": through, "closed_ms": self._clock()}
         puts.append((names.tally_owner_key(owner), closed, revision))
         for start in range(0, len(puts), QUEUES_PER_COMMIT):
             await self._committer.commit(puts[start : start + QUEUES_PER_COMMIT])

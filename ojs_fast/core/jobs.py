@@ -1,5 +1,6 @@
 """Jobs before and beside their execution: enqueue, read, cancel, activate; loading a record."""
 
+import asyncio
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable
@@ -358,7 +359,7 @@ class Jobs:
                 waiting.add(published)
         for published in waiting:
             try:
-                await published
+                await asyncio.shield(published)
             except Exception as error:  # noqa: BLE001 - whatever it was, the repair is the same
                 log.info("work messages of a batch are late: %s", error)
                 for record in records:
@@ -430,13 +431,13 @@ class Jobs:
             try:
                 revision = await self._stores.records.replace(job_id, stored, revision, self._retention.ttl_s(record))
             except RevisionConflict:
-                self._tallies.drop(period)
+                self._tallies.doubt(period, job_id)
                 continue
-            except Unavailable:
+            except (Unavailable, asyncio.CancelledError):
                 self._tallies.doubt(period, job_id)
                 raise
             if period is not None:
-                period.count(revision, record)
+                period.count(record)
             self._leave(record, before, ack_subject, holder, at, revision)
             if record.state == before != "available":
                 return record, stored  # another priority: no message, index or permit depends on it

@@ -101,16 +101,18 @@ class RefusedJobs:
         try:
             revision = await self._stores.records.finish_replace(record.id, stored, one.revision, ttl_s, pending)
         except RevisionConflict:
-            self._tallies.drop(period)
+            self._tallies.doubt(period, record.id)
             self._stores.work.ack(one.message.ack_subject)
             return
-        except Unavailable:
+        except (Unavailable, asyncio.CancelledError) as error:
             self._tallies.doubt(period, record.id)
             self._stores.work.give_back(one.message)
             self._propagator.doubt(record.id)
+            if isinstance(error, asyncio.CancelledError):
+                raise
             return
         if period is not None:
-            period.count(revision, record)
+            period.count(record)
         self._stores.work.ack(one.message.ack_subject)
         self._propagator.follow_or_doubt(record, stored, revision)
         if record.state == "scheduled":

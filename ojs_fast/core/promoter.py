@@ -10,6 +10,7 @@ import asyncio
 import logging
 from collections.abc import Callable
 from functools import partial
+from typing import NamedTuple
 
 import orjson
 
@@ -59,6 +60,17 @@ def _due_ms(bucket: str, record: _core.Record) -> int:
     if bucket == names.EXPIRY:
         return record.expires_ms
     return record.scheduled_ms if bucket == names.SCHEDULED else record.next_attempt_ms
+
+
+class _Promotion(NamedTuple):
+    # A change whose compare-and-set is under way.
+    key: str
+    record: _core.Record
+    stored: bytes
+    revision: int
+    ttl_s: int
+    pending: "asyncio.Future[PubAck]"
+    period: Period | None
 
 
 class Promoter:
@@ -137,19 +149,23 @@ class Promoter:
             return
         under_way = [entry for key in keys if (entry := self._start(bucket, key, found.get(names.indexed_job(key))))]
         published = None
-        for key, record, stored, revision, ttl_s, pending, period in under_way:
+        rest = iter(under_way)
+        for key, record, stored, revision, ttl_s, pending, period in rest:
             try:
                 written = await self._stores.records.finish_replace(record.id, stored, revision, ttl_s, pending)
             except (RevisionConflict, Unavailable) as error:
-                if isinstance(error, Unavailable):
-                    self._tallies.doubt(period, record.id)
-                else:
-                    self._tallies.drop(period)
+                self._tallies.doubt(period, record.id)
                 log.info("promotion is tried again: %r", error, extra={"ojs.job_id": record.id})
                 due.set(key, self._clock() + RETRY_LATER_MS)
                 continue
+            except asyncio.CancelledError:
+                # Another node leads, and finds nothing to do for a job that is promoted already: it is ours to follow.
+                self._tallies.doubt(period, record.id)
+                for one in rest:
+                    self._leave(one)
+                raise
             if period is not None:
-                period.count(written, record)
+                period.count(record)
             published = self._propagator.follow_or_doubt(record, stored, written)
             self._stores.outbox.erase(bucket, key)
             if bucket == names.EXPIRY:
@@ -162,9 +178,11 @@ class Promoter:
             # Not for its outcome, which `follow_or_doubt` handles: NATS is to keep up.
             await asyncio.wait([published])
 
-    def _start(
-        self, bucket: str, key: str, found: tuple[bytes, int] | None
-    ) -> tuple[str, _core.Record, bytes, int, int, "asyncio.Future[PubAck]", Period | None] | None:
+    def _leave(self, one: "_Promotion") -> None:
+        self._stores.records.lost(one.record.id, one.revision)
+        self._tallies.doubt(one.period, one.record.id)
+
+    def _start(self, bucket: str, key: str, found: tuple[bytes, int] | None) -> "_Promotion | None":
         """Send the change of one job; None when its record says that there is nothing to do."""
         try:
             record = _core.Record.parse(found[0]) if found else None
@@ -188,4 +206,4 @@ class Promoter:
         stored, revision = record.serialize(), found[1]
         ttl_s = self._retention.ttl_s(record)
         pending = self._stores.records.start_replace(record.id, stored, revision, ttl_s)
-        return key, record, stored, revision, ttl_s, pending, period
+        return _Promotion(key, record, stored, revision, ttl_s, pending, period)

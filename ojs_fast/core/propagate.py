@@ -8,10 +8,12 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import Awaitable, Callable
+from functools import partial
 
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.stores import Stores
+from ojs_fast.forever import forever
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import PubAck
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
@@ -19,6 +21,7 @@ from ojs_fast.storage.errors import RevisionConflict, Unavailable
 log = logging.getLogger(__name__)
 
 AT_ONCE = 200
+AGAIN_S = 0.1
 # A write of unknown outcome that cannot be refused is looked for at intervals that double, from the first to the last.
 FIRST_LOOK_S, LAST_LOOK_S = 1.0, 256.0
 # The states in which `expires_at` ends a job.
@@ -69,7 +72,7 @@ class Propagator:
 
     async def open(self) -> None:
         """Start to repair what `doubt` names."""
-        self._task = asyncio.create_task(self._repair_loop())
+        self._task = asyncio.create_task(forever(self._repair_loop))
 
     async def close(self) -> None:
         """Stop repairing; what is left is found by reconcile."""
@@ -137,7 +140,7 @@ class Propagator:
     async def published(self, job_id: str, work_message: "asyncio.Future[PubAck]") -> None:
         """Wait for the work message that `follow` sent; a lost one is repaired later."""
         try:
-            await work_message
+            await asyncio.shield(work_message)
         except Unavailable as error:
             # The record is durable and says "available": from here on the job cannot be lost.
             log.info("work message is late", extra={"ojs.job_id": job_id, "reason": str(error)})
@@ -178,25 +181,37 @@ class Propagator:
             await self._wake.wait()
             await self._stores.connection.wait_up()
             self._wake.clear()
+            actions = [self._actions.popleft() for _ in range(min(AT_ONCE, len(self._actions)))]
             job_ids = list(self._doubtful)[:AT_ONCE]
-            if not job_ids and not self._actions:
-                continue
-            self._wake.set()
-            try:
-                while self._actions:
-                    await self._actions[0]()
-                    self._actions.popleft()
-                found = await self._stores.records.get_many(job_ids)
-                for job_id in job_ids:
-                    is_open = self._stores.records.may_land(job_id)
-                    one = await self._stores.records.certain(job_id) if is_open else found.get(job_id)
-                    if one is not None:
-                        await self.repair(*one)
-                    self._look_later(job_id)
-                    self._doubtful.pop(job_id, None)
-            except (Unavailable, RevisionConflict) as error:
-                log.info("repair is tried again: %s", error)
-                await asyncio.sleep(0.1)
+            for job_id in job_ids:
+                del self._doubtful[job_id]
+            # Each by itself: one that cannot be done yet must not hold up the others.
+            done = await asyncio.gather(
+                *(self._attempt(action, partial(self.call_later, action)) for action in actions),
+                *(self._attempt(partial(self._repair, job_id), partial(self.doubt, job_id)) for job_id in job_ids),
+            )
+            if not all(done):
+                await asyncio.sleep(AGAIN_S)
+            if self._actions or self._doubtful:
+                self._wake.set()
+
+    async def _attempt(self, action: Callable[[], Awaitable[None]], again: Callable[[], None]) -> bool:
+        """Whether it is done; if not, it is asked for again."""
+        try:
+            await action()
+        except (Unavailable, RevisionConflict) as error:
+            log.info("repair is tried again: %s", error)
+            again()
+            return False
+        except Exception:
+            log.exception("something could not be repaired")
+        return True
+
+    async def _repair(self, job_id: str) -> None:
+        found = await self._stores.records.certain(job_id)
+        if found is not None:
+            await self.repair(*found)
+        self._look_later(job_id)
 
     def _look_later(self, job_id: str) -> None:
         """Look again, as long as a write of unknown outcome may lie in the buffers of a server that stands still."""
@@ -223,7 +238,7 @@ class Propagator:
             return
         published = self.follow(record, stored, revision)
         if published is not None:
-            await published
+            await asyncio.shield(published)
 
     async def release(self, record: _core.Record, revision: int) -> None:
         """Undo a claim whose answer never left this node: no worker has the job, no attempt counts.
@@ -238,4 +253,4 @@ class Propagator:
             self._stores.work.ack(ack_subject)
         published = self.follow(record, stored, revision)
         if published is not None:
-            await published
+            await asyncio.shield(published)

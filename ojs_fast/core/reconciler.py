@@ -6,6 +6,7 @@ older claims), and delivered but unacknowledged work messages (the pull may not 
 acknowledgement may have been lost).
 """
 
+import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
@@ -141,9 +142,9 @@ class Reconciler:
         log.info("reconciling after %d dead nodes", len(dead))
         # First, so that the replay finds what this writes, and before any other node runs half a batch.
         await self._stores.intents.finish_dead(self._leases.live_nodes())
-        self._inheritance.begin(dead)
+        await self._inheritance.begin(dead)
         repaired, seen = await self._replay(since_ms)
-        await self._inheritance.take_over(seen)
+        await self._inheritance.take_over()
         await self._adopt_entered()
         await self._walk_in_flight()
         for repair in self.on_dead:
@@ -161,7 +162,9 @@ class Reconciler:
             return
         info = await self._stores.connection.stream_info(names.bucket_stream(names.JOBS))
         since_ms = _core.parse_rfc3339_ms(info["ts"]) - MARGIN_MS - LATE_S[-1] * 1000
+        await self._inheritance.begin(set())
         repaired, seen = await self._replay(since_ms, self._seen)
+        await self._inheritance.take_over()
         self._seen = max(self._seen, seen)
         await self._adopt_entered()
         await self._walk_in_flight()
@@ -273,7 +276,7 @@ class Reconciler:
             # Pulled by a node that died, or by a live one about to claim: then this copy is stale.
             published = self._propagator.follow_or_doubt(record, found[0], revision)
             if published is not None:
-                await published  # before its predecessor goes: a job without any message would be lost
+                await asyncio.shield(published)  # before its predecessor goes: a job without any message would be lost
             await self._stores.work.delete(sequence)
         elif record.state == "active":
             # Two adopters would count it twice, so only the leader does.

@@ -20,11 +20,12 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
+from ojs_fast.core.closed_counts import BASE, is_closed
 from ojs_fast.core.counts import Counts
 from ojs_fast.core.limits import PERMIT
 from ojs_fast.core.own import own_record
 from ojs_fast.core.queues import Queue, parse_entry
-from ojs_fast.core.tallies import BASE, MARKS, parse_marks
+from ojs_fast.core.tallies import MARKS, parse_marks
 from ojs_fast.core.unique import DEFAULT_STATES
 from ojs_fast.core.unique import FEATURE as UNIQUE
 from ojs_fast.core.workflows.model import FEATURE as WORKFLOW
@@ -153,7 +154,7 @@ class Restore:
             kind, _, rest = _key(names.TALLIES, entry).partition(".")
             value = _decoded(entry.data)
             if kind == "n":
-                self._counted[rest] = None if "closed_at" in value else int(value.get("through", 0))
+                self._counted[rest] = None if is_closed(value) else int(value.get("through", 0))
             elif kind == "q":
                 self._totals[names.decode_token(rest.partition(".")[0])].merge(Counts.parse(value))
 
@@ -250,7 +251,7 @@ class Restore:
             message = _core.work_message(entry.sequence, entry.data)
             published.append(self._work.publish(record.queue, record.priority, message))
         for one in published:
-            await one
+            await asyncio.shield(one)
         for queue, records in queues.items():
             levels = tuple(sorted({record.priority for record in records.values()}, reverse=True))
             waiting = dict(records)

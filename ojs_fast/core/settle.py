@@ -1,5 +1,6 @@
 """Settle: ack, nack, and the deadlines that settle a job in a worker's stead."""
 
+import asyncio
 import logging
 from collections.abc import Callable
 
@@ -151,15 +152,15 @@ class Settler:
             try:
                 revision = await self._stores.records.replace(job_id, stored, revision, self._retention.ttl_s(record))
             except RevisionConflict:
-                self._tallies.drop(period)
+                self._tallies.doubt(period, job_id)
                 claim = None
                 continue
-            except Unavailable:
+            except (Unavailable, asyncio.CancelledError):
                 self._tallies.doubt(period, job_id)
                 self._resume(job_id)
                 raise
             if period is not None:
-                period.count(revision, record)
+                period.count(record)
             self._let_go(job_id, claim, ack_subject, holder, at)
             published = self._propagator.follow(record, stored, revision)
             if published is not None:
@@ -176,7 +177,14 @@ class Settler:
 
     def _resume(self, job_id: str) -> None:
         # Nothing was written, or nobody knows. If nothing was, the worker still has the job: adopt it again.
-        self._propagator.call_later(lambda: self.adopt(job_id))
+        # Until then nobody may take it for a claim that got lost.
+        self._claims.begin(job_id)
+
+        async def adopt() -> None:
+            await self.adopt(job_id)
+            self._claims.end(job_id)
+
+        self._propagator.call_later(adopt)
 
     async def adopt(self, job_id: str) -> None:
         """Hold the claim of an active job as the record tells it. Raises Unavailable."""

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from ojs_fast import _core
 from ojs_fast.core.own import own_record
 from ojs_fast.core.stores import Stores
+from ojs_fast.forever import forever
 from ojs_fast.storage import names
 from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.work import WorkMessage, ack_sequence
@@ -75,7 +76,7 @@ class StaleMessages:
 
     async def open(self) -> None:
         """Start to search."""
-        self._task = asyncio.create_task(self._loop())
+        self._task = asyncio.create_task(forever(self._loop))
 
     async def close(self) -> None:
         """Stop searching; reconcile finds the rest."""

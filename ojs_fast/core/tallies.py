@@ -3,8 +3,8 @@
 Every node counts what it wrote itself. It stamps each final record with the *period* it is written in; the
 periods whose outcomes are all known are written behind to `ojs-stats`, together with the number of the
 last of them, in one atomic batch. When a node is dead, whoever leads adds the records that carry a later
-period from the replay of `ojs-jobs`. So a job is counted by its node's entry or by the replay, never by
-both, and the hot path pays for a stamp and a list entry.
+period from the replay of `ojs-jobs`, and notes which. So a job is counted by its node's entry or by the replay,
+never by both, and the hot path pays for a stamp and a list entry.
 """
 
 import asyncio
@@ -16,9 +16,12 @@ from typing import Any
 
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
+from ojs_fast.core.closed_counts import ClosedCounts, Marked, is_closed
 from ojs_fast.core.counts import Counts
+from ojs_fast.core.own import own_record
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.stores import Stores
+from ojs_fast.forever import forever
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.commits import Committer, Put
@@ -29,28 +32,23 @@ log = logging.getLogger(__name__)
 
 FLUSH_S = 0.5
 QUEUES_PER_COMMIT = 900  # an external NATS takes 1000 messages in an atomic batch by default
-BASE = "base"
 # In `Record.extra`: `owner period state` of each time the job reached a final state, or left it (`-state`).
 MARKS = "tally"
 MARKS_KEPT = 32
 
 
-#: Revision, record, the state that it reached or left.
-Ended = tuple[int, _core.Record, str]
-
-
 class Period:
     """What a node ended between two flushes. `under_way`: writes whose outcome is not known yet."""
 
-    __slots__ = ("closed_at", "ended", "first_marks", "number", "owner", "under_way")
+    __slots__ = ("ended", "first_marks", "jobs", "number", "owner", "under_way")
 
     def __init__(self, owner: str, number: int) -> None:
         self.owner = owner
         self.number = number
         self.under_way = 0
-        # Others counted what this node wrote up to this revision, when they took it for dead.
-        self.closed_at = 0
-        self.ended: list[Ended] = []
+        # Those that have a mark of this period: each one at most, so that a record tells whether it was written.
+        self.jobs: set[str] = set()
+        self.ended: list[Marked] = []
         # What most jobs get as their `extra`, made once.
         self.first_marks = {state: {MARKS: [self.mark(state)]} for state in _core.TERMINAL_STATES}
 
@@ -58,13 +56,13 @@ class Period:
         """What a record tells about its counting."""
         return f"{self.owner} {self.number} {state}"
 
-    def count(self, revision: int, record: _core.Record) -> None:
+    def count(self, record: _core.Record) -> None:
         """The stamped record was written."""
         self.under_way -= 1
         state = record.state
         if state not in _core.TERMINAL_STATES:
             state = parse_marks(record)[-1][2]
-        self.ended.append((revision, record, state))
+        self.ended.append((record, self.number, state))
 
 
 def parse_marks(record: _core.Record) -> list[tuple[str, int, str]]:
@@ -86,6 +84,7 @@ class Tallies:
         self._clock = clock
         self._bucket = Bucket(stores.connection, names.TALLIES)
         self._committer = Committer(stores.connection, names.TALLIES)
+        self._closed = ClosedCounts(stores, clock)
         self._flushing = asyncio.Lock()
         self._task: asyncio.Task[None] | None = None
         self.forget()
@@ -97,13 +96,15 @@ class Tallies:
         self._revisions: dict[str, int] = {}
         self._dirty: set[str] = set()
         self._through = 0
-        self._uncommitted: list[Ended] = []
+        self._uncommitted: list[Marked] = []
+        # What this node ended under names that others have closed.
+        self._late: dict[str, list[Marked]] = {}
         self._current = Period(self.owner, 1)
         self._open: deque[Period] = deque([self._current])
 
     async def open(self) -> None:
         """Start to write behind."""
-        self._task = asyncio.create_task(self._flush_loop())
+        self._task = asyncio.create_task(forever(self._flush_loop))
 
     async def close(self) -> None:
         """Write what is counted, then stop."""
@@ -121,7 +122,7 @@ class Tallies:
     def stamp(self, record: _core.Record, before: str) -> Period | None:
         """Mark a record that is about to be written; None when neither state counts.
 
-        The caller must end with `Period.count`, `drop` or `doubt`.
+        The caller must end with `Period.count`, with `drop` when the record was never sent, or with `doubt`.
         """
         if record.state in _core.TERMINAL_STATES:
             state = record.state
@@ -130,6 +131,9 @@ class Tallies:
         else:
             return None
         period = self._current
+        if record.id in period.jobs:
+            period = self._next_period()
+        period.jobs.add(record.id)
         period.under_way += 1
         if record.extra is None:
             record.extra = dict(period.first_marks[state])
@@ -139,52 +143,55 @@ class Tallies:
         return period
 
     def drop(self, period: Period | None) -> None:
-        """The record was not written."""
+        """The record was not sent."""
         if period is not None:
             period.under_way -= 1
 
     def doubt(self, period: Period | None, job_id: str) -> None:
-        """Nobody knows whether the record was written: look when NATS is back."""
+        """Whether the record was written is not known, or a conflict says no: look, an answer may have been lost."""
         if period is None:
             return
         self._propagator.call_later(lambda: self._resolve(period, job_id))
 
     async def _resolve(self, period: Period, job_id: str) -> None:
         found = await self._stores.records.certain(job_id)
-        record = _core.Record.parse(found[0]) if found else None
+        record = own_record(found[0]) if found else None
         self.drop(period)
-        if not found or not record:
+        if record is None:
             return
-        # Somebody else wrote it since, so it landed long ago: whoever took this node for dead meanwhile has counted it.
-        revision = found[1] if record.node_id == self._node_id else 1
         for owner, number, state in parse_marks(record):
             if (owner, number) == (period.owner, period.number):
-                period.ended.append((revision, record, state))
+                period.ended.append((record, number, state))
 
     # -- writing behind --------------------------------------------------------------------------
 
     async def _flush_loop(self) -> None:
         while True:
-            await asyncio.sleep(FLUSH_S)
             try:
                 await self.flush()
             except (Unavailable, RevisionConflict) as error:
                 log.info("counts are written later: %r", error)
+            await asyncio.sleep(FLUSH_S)
+
+    def _next_period(self) -> Period:
+        self._current = Period(self.owner, self._current.number + 1)
+        self._open.append(self._current)
+        return self._current
 
     def _fold(self) -> None:
-        if self._current.ended or self._current.under_way:
-            self._current = Period(self.owner, self._current.number + 1)
-            self._open.append(self._current)
+        if self._current.jobs:
+            self._next_period()
         while len(self._open) > 1 and not self._open[0].under_way:
             period = self._open.popleft()
+            if period.owner != self.owner:
+                self._late.setdefault(period.owner, []).extend(period.ended)
+                continue
             for ended in period.ended:
-                if ended[0] > period.closed_at:
-                    self._add(ended)
-            if period.owner == self.owner:
-                self._through = period.number
+                self._add(ended)
+            self._through = period.number
 
-    def _add(self, ended: Ended) -> None:
-        _, record, state = ended
+    def _add(self, ended: Marked) -> None:
+        record, _, state = ended
         self._uncommitted.append(ended)
         counts = self._counts.get(record.queue)
         if counts is None:
@@ -196,7 +203,9 @@ class Tallies:
         """Write what is counted. Raises Unavailable, RevisionConflict."""
         async with self._flushing:
             self._fold()
-            while self._dirty:
+            await self._flush_late()
+            # First of all the owner's own entry: without it nobody could tell what of its last writes is counted.
+            while self._dirty or names.tally_owner_key(self.owner) not in self._revisions:
                 owner = self.owner
                 queues = sorted(self._dirty)[:QUEUES_PER_COMMIT]
                 puts: list[Put] = [self._put(names.tally_key(queue, owner), self._value(queue)) for queue in queues]
@@ -217,6 +226,15 @@ class Tallies:
                     del self._uncommitted[:committed]
                     self._revisions.update(zip((key for key, _, _ in puts), revisions, strict=True))
 
+    async def _flush_late(self) -> None:
+        while self._late:
+            owner, marked = self._late.popitem()
+            try:
+                await self._closed.add(owner, marked)
+            except BaseException:
+                self._late[owner] = marked + self._late.get(owner, [])
+                raise
+
     def _put(self, key: str, value: Any) -> Put:
         return key, value, self._revisions.get(key, 0)
 
@@ -229,9 +247,9 @@ class Tallies:
         found = await self._bucket.get(own_key)
         if owner != self.owner:
             return
-        if found and "closed_at" in found[0]:
+        if found and is_closed(found[0]):
             log.warning("this node was taken for dead; it counts on under another name")
-            self._rename(found[0]["closed_at"])
+            self._rename()
             return
         entries = await self._bucket.page(0, 1 << 30, f"q.*.{owner}")
         self._revisions = {key: revision for key, _, revision in entries}
@@ -239,16 +257,13 @@ class Tallies:
             self._revisions[own_key] = found[1]
         self._dirty.update(self._counts)
 
-    def _rename(self, closed_at: int) -> None:
-        # Whoever closed our entry counted what it saw in `ojs-jobs`: all up to `closed_at`, nothing behind.
-        late = [ended for ended in self._uncommitted if ended[0] > closed_at]
+    def _rename(self) -> None:
+        # Whoever closed our entry counted what it saw in `ojs-jobs`, and noted what that was.
+        late = {**self._late, self.owner: self._uncommitted}
         periods = list(self._open)
         self.forget()
-        for period in periods:
-            period.closed_at = closed_at
+        self._late = late
         self._open.extendleft(reversed(periods))
-        for ended in late:
-            self._add(ended)
 
     async def quiet(self) -> None:
         """Wait for a write that is under way."""
@@ -259,8 +274,10 @@ class Tallies:
         """Notice that others took this node for dead, before it tells what it counted. Raises Unavailable."""
         async with self._flushing:
             found = await self._bucket.get(names.tally_owner_key(self.owner))
-            if found and "closed_at" in found[0]:
+            if found and is_closed(found[0]):
                 await self._recover(self.owner)
+            self._fold()
+            await self._flush_late()
 
     # -- what nodes tell one another -------------------------------------------------------------
 
@@ -288,8 +305,8 @@ class Tallies:
 
     def _not_folded(self) -> Iterator[tuple[_core.Record, str]]:
         for period in self._open:
-            for revision, record, state in period.ended:
-                if revision > period.closed_at:
+            if period.owner == self.owner:
+                for record, _, state in period.ended:
                     yield record, state
 
     async def stored_of_all(self, without: set[str]) -> Counts:

@@ -1,5 +1,6 @@
 """Enqueueing unique jobs: lock, then record; what happens when another job is in the way (ojs-unique-jobs 5)."""
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -41,7 +42,7 @@ class Replaced:
     def settled(self, revision: int) -> "Cancelled":
         """It was written."""
         if self.period is not None:
-            self.period.count(revision, self.record)
+            self.period.count(self.record)
         return Cancelled(self.record, self.stored, self.before, self.revision_before, revision)
 
 
@@ -154,7 +155,7 @@ class UniqueEnqueuer:
         except RevisionConflict:
             self._tallies.drop(replaced.period)
             return None
-        except Unavailable:
+        except (Unavailable, asyncio.CancelledError):
             self._tallies.doubt(replaced.period, old.id)
             raise
         return Outcome(stored, revisions[1], replaced.settled(revisions[0]))
@@ -239,7 +240,7 @@ class UniqueEnqueuer:
             revisions = await self._stores.records.replace_all(
                 [*writes, *((key, stored, 0, 0) for key, stored in batch)]
             )
-        except Unavailable:
+        except (Unavailable, asyncio.CancelledError):
             for one in admitted.replaced:
                 self._tallies.doubt(one.period, one.record.id)
             admitted.replaced.clear()

@@ -16,6 +16,7 @@ import orjson
 from nats.aio.msg import Msg
 
 from ojs_fast import _core
+from ojs_fast.forever import forever
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import READ_AT_ONCE, Connection, PubAck
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
@@ -209,7 +210,7 @@ class Outbox:
 
     async def open(self) -> None:
         """Start re-sending what gets lost."""
-        self._task = asyncio.create_task(self._resend_loop())
+        self._task = asyncio.create_task(forever(self._resend_loop))
 
     async def close(self) -> None:
         """Wait briefly for what is under way, then stop."""
@@ -338,7 +339,7 @@ class Watch:
     async def open(self) -> None:
         """Start to follow; `synced` is set once the present state was handed over."""
         self._connection.on_disconnect(self._break)
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(forever(self._run))
 
     async def close(self) -> None:
         """Stop to follow."""

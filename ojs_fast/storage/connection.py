@@ -21,6 +21,7 @@ from nats.aio.msg import Msg
 from nats.js.api import ConsumerConfig
 
 from ojs_fast import _core
+from ojs_fast.forever import forever
 from ojs_fast.storage.access import NatsAccess
 from ojs_fast.storage.errors import AccessDenied, TopologyError, Unavailable
 from ojs_fast.storage.group_commit import GroupCommit
@@ -116,7 +117,10 @@ class Connection:
                 f"{MINIMUM_SERVER[0]}.{MINIMUM_SERVER[1]} or later (atomic batches, per-key TTL). "
                 "Upgrade it, or unset NATS_URL to use the embedded one."
             )
-        self._tasks = [asyncio.create_task(self._reconnect_loop()), asyncio.create_task(self._expire_loop())]
+        self._tasks = [
+            asyncio.create_task(forever(self._reconnect_loop)),
+            asyncio.create_task(forever(self._expire_loop)),
+        ]
 
     async def close(self) -> None:
         """Send what is queued and disconnect; waiting writes end with Unavailable."""

@@ -15,6 +15,7 @@ from typing import Any
 
 import orjson
 
+from ojs_fast.forever import forever
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket, Watch
 from ojs_fast.storage.connection import Connection
@@ -60,7 +61,7 @@ class Leases:
         await self._renew()
         await self._watch.open()
         await self._watch.synced.wait()
-        self._task = asyncio.create_task(self._loop())
+        self._task = asyncio.create_task(forever(self._loop))
 
     async def close(self) -> None:
         """Give up leadership and lease at once, so that others need not wait for their end."""

@@ -165,6 +165,11 @@ def tally_owner_key(owner: str) -> str:
     return f"n.{owner}"
 
 
+def tally_list_key(owner: str, number: int) -> str:
+    """Key in `ojs-stats` of a part of what was counted when an owner was closed."""
+    return f"l.{owner}.{number}"
+
+
 def webhook_consumer(subscription_id: str) -> str:
     """The consumer of `OJS_EVENTS` that holds a webhook subscription's place."""
     return f"{WEBHOOK_CONSUMERS}{subscription_id}"

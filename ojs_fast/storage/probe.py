@@ -53,11 +53,13 @@ def read_info(host: str, port: int, *, timeout_s: float) -> ServerInfo:
 
 
 def check_external(urls: list[str], *, timeout_s: float = 5.0) -> ServerInfo:
-    """Look at the first NATS server of `urls` that answers and return what it says about itself.
+    """Look for a NATS server of `urls` that serves us and return what it says about itself.
 
-    Raises NatsStartError when none answers, or when it is too old or without JetStream.
+    Raises NatsStartError when none answers, or each that does is too old or without JetStream: one whose disk is full
+    has turned it off, and the others go on.
     """
     silent = []
+    unfit: NatsStartError | None = None
     for url in urls:
         parts = urlsplit(url if "://" in url else f"nats://{url}")
         host, port = parts.hostname or "127.0.0.1", parts.port or DEFAULT_NATS_PORT
@@ -66,9 +68,13 @@ def check_external(urls: list[str], *, timeout_s: float = 5.0) -> ServerInfo:
         except (OSError, ValueError) as error:
             silent.append(f"{host}:{port} ({error})")
             continue
-        _require(info, f"{host}:{port}")
+        try:
+            _require(info, f"{host}:{port}")
+        except NatsStartError as error:
+            unfit = unfit or error
+            continue
         return info
-    raise NatsStartError(
+    raise unfit or NatsStartError(
         f"no NATS server answers: {', '.join(silent)}; start it, correct NATS_URL, "
         "or unset NATS_URL to use the embedded one"
     )

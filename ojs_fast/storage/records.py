@@ -68,7 +68,7 @@ class Records:
         self, job_id: str, stored: bytes, revision: int, ttl_s: int, pending: "asyncio.Future[PubAck]"
     ) -> int:
         """The new revision. Raises RevisionConflict, or Unavailable when the outcome stays unknown."""
-        sequence, code, description = await _outcome(pending)
+        sequence, code, description = await self._outcome(pending, job_id, revision)
         if code in OPEN:
             return await self._resolve(job_id, stored, revision, replace_headers(revision, ttl_s))
         return self._accepted(job_id, sequence, code, description)
@@ -88,7 +88,8 @@ class Records:
         if not self._connection.is_up:
             await self._connection.ready()
         header = replace_headers(revision, ttl_s)
-        sequence, code, description = await _outcome(self._connection.write(_PREFIX + job_id, stored, header))
+        pending = self._connection.write(_PREFIX + job_id, stored, header)
+        sequence, code, description = await self._outcome(pending, job_id, revision)
         if code in OPEN:
             return await self._resolve(job_id, stored, revision, header)
         return self._accepted(job_id, sequence, code, description)
@@ -97,7 +98,8 @@ class Records:
         """Write a record that must not exist yet; its revision. Raises KeyTaken or Unavailable."""
         if not self._connection.is_up:
             await self._connection.ready()
-        sequence, code, description = await _outcome(self._connection.write(_PREFIX + job_id, stored, _CREATE))
+        pending = self._connection.write(_PREFIX + job_id, stored, _CREATE)
+        sequence, code, description = await self._outcome(pending, job_id, 0)
         try:
             if code in OPEN:
                 return await self._resolve(job_id, stored, 0, _CREATE)
@@ -127,9 +129,10 @@ class Records:
         notes = notes_of(writes) if self._connection.stages_in_memory else {}
         around = [(_PREFIX + key, piece) for key, piece in notes.items()]
         batch = [*((key, piece, b"") for key, piece in around), *batch, *((key, b"", NOTE_OVER) for key, _ in around)]
-        sequence, code, description = await _outcome(self._connection.write_batch(batch))
+        members = [(job_id, stored, revision) for job_id, stored, revision, _ in writes]
+        sequence, code, description = await self._outcome_of_batch(self._connection.write_batch(batch), members)
         if code in OPEN:
-            sequence = await self._resolve_batch([(one, stored, revision) for one, stored, revision, _ in writes])
+            sequence = await self._resolve_batch(members)
             code = 0
         else:
             sequence -= len(notes)  # their markers come last
@@ -148,9 +151,10 @@ class Records:
         """
         await self._connection.ready()
         batch = [(_PREFIX + job_id, stored, _CREATE) for job_id, stored in records]
-        sequence, code, description = await _outcome(self._connection.write_batch(batch))
+        members = [(job_id, stored, 0) for job_id, stored in records]
+        sequence, code, description = await self._outcome_of_batch(self._connection.write_batch(batch), members)
         if code in OPEN:
-            return await self._resolve_batch([(job_id, stored, 0) for job_id, stored in records])
+            return await self._resolve_batch(members)
         if code == 0:
             return int(sequence)
         if code in CONFLICTS:
@@ -158,6 +162,26 @@ class Records:
         if len(records) > ATOMIC_BATCH_DEFAULT:
             raise BatchRefused(f"NATS refused a batch of {len(records)}: {description} (error {code})")
         raise Unavailable(f"JetStream refused the batch: {description} (error {code})")
+
+    async def _outcome(self, pending: "asyncio.Future[PubAck]", job_id: str, revision: int) -> PubAck:
+        """What became of a write; UNANSWERED when nobody tells."""
+        try:
+            return await pending
+        except Unavailable as error:
+            return 0, UNANSWERED, str(error)
+        except asyncio.CancelledError:
+            self.lost(job_id, revision)
+            raise
+
+    async def _outcome_of_batch(
+        self, pending: "asyncio.Future[PubAck]", members: list[tuple[str, bytes, int]]
+    ) -> PubAck:
+        try:
+            return await self._outcome(pending, members[-1][0], members[-1][2])
+        except asyncio.CancelledError:
+            for job_id, _, revision in members:
+                self.lost(job_id, revision)
+            raise
 
     async def _resolve(self, job_id: str, stored: bytes, revision: int, header: bytes) -> int:
         # The PubAck was lost: what lies there now tells whether the write was applied.
@@ -170,7 +194,8 @@ class Records:
                     return found[1]
                 if (found[1] if found else 0) != revision:
                     raise RevisionConflict(job_id)
-                sequence, code, _ = await _outcome(self._connection.write(_PREFIX + job_id, stored, header))
+                pending = self._connection.write(_PREFIX + job_id, stored, header)
+                sequence, code, _ = await self._outcome(pending, job_id, revision)
                 if code == 0:
                     return sequence
                 if code == WRITE_UNDER_WAY:
@@ -178,10 +203,10 @@ class Records:
                     await asyncio.sleep(WAIT_S)
                 else:
                     lost += 1
-        except Unavailable:
-            self._lost(job_id, revision)
+        except (Unavailable, asyncio.CancelledError):
+            self.lost(job_id, revision)
             raise
-        self._lost(job_id, revision)
+        self.lost(job_id, revision)
         raise Unavailable("the NATS connection is lost again and again")
 
     async def _resolve_batch(self, records: list[tuple[str, bytes, int]]) -> int:
@@ -192,12 +217,13 @@ class Records:
             if found is not None and found[0] == stored:
                 return found[1]
             raise Unavailable("the batch was not committed before the NATS connection was lost")  # noqa: TRY301 - as below
-        except Unavailable:
+        except (Unavailable, asyncio.CancelledError):
             for one, _, revision in records:
-                self._lost(one, revision)
+                self.lost(one, revision)
             raise
 
-    def _lost(self, job_id: str, revision: int) -> None:
+    def lost(self, job_id: str, revision: int) -> None:
+        """Nobody waits for the outcome of a write any more: it has landed, may land at any time, or never will."""
         self._unknown[job_id] = revision
         self.on_unknown(job_id)
 
@@ -260,13 +286,28 @@ class Records:
 
         `[(job id, record bytes, revision)]` in order of revision. Raises Unavailable.
         """
-        query: dict[str, Any] = {"next_by_subj": _PREFIX + "*", "batch": READ_AT_ONCE}
-        query |= {"seq": after + 1} if after else {"start_time": start_time}
-        return [
-            (message.stored_subject[len(_PREFIX) :], message.data, message.sequence)
-            for message in await self._connection.get_batch(_STREAM, query)
-            if message.is_live
-        ]
+        place: dict[str, Any] = {"seq": after + 1} if after else {"start_time": start_time}
+        while True:
+            batch = await self._connection.get_batch(
+                _STREAM, {"next_by_subj": _PREFIX + "*", "batch": READ_AT_ONCE, **place}
+            )
+            found = [
+                (message.stored_subject[len(_PREFIX) :], message.data, message.sequence)
+                for message in batch
+                if message.is_live
+            ]
+            if found:
+                return found
+            if batch:
+                place = {"seq": batch[-1].sequence + 1}  # nothing but markers
+            elif not self._connection.is_replicated:
+                return []
+            else:
+                # The replica that answered may lag behind: its end is the end only if the leader says so.
+                following = await self._connection.stored(_STREAM, next_by_subj=_PREFIX + "*", **place)
+                if not following:
+                    return []
+                await asyncio.sleep(WAIT_S)
 
     async def delete(self, job_id: str, revision: int) -> None:
         """Delete the record at `revision`; the marker goes by itself. Raises RevisionConflict, Unavailable."""
@@ -276,14 +317,6 @@ class Records:
         marker = headers(Nats_Expected_Last_Subject_Sequence=revision, KV_Operation="DEL", Nats_TTL=f"{ttl_s}s")
         await self._connection.ready()
         self._accepted(job_id, *await self._connection.write(_PREFIX + job_id, b"", marker))
-
-
-async def _outcome(pending: "asyncio.Future[PubAck]") -> PubAck:
-    """What became of a write; UNANSWERED when nobody tells."""
-    try:
-        return await pending
-    except Unavailable as error:
-        return 0, UNANSWERED, str(error)
 
 
 def notes_of(members: list[Member]) -> dict[str, bytes]:

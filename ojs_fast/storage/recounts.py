@@ -10,6 +10,7 @@ import logging
 from collections.abc import Callable
 from typing import Any
 
+from ojs_fast.forever import forever
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import Unavailable
 
@@ -38,7 +39,7 @@ class Recounts:
 
     async def open(self) -> None:
         """Start to look."""
-        self._task = asyncio.create_task(self._loop())
+        self._task = asyncio.create_task(forever(self._loop))
 
     async def close(self) -> None:
         """Stop looking."""

@@ -10,6 +10,7 @@ import contextlib
 import time
 
 from ojs_fast import _core
+from ojs_fast.forever import forever
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.errors import Unavailable
@@ -30,7 +31,7 @@ class ServerClock:
     async def open(self) -> None:
         """Measure, and go on measuring. Raises Unavailable."""
         await self._measure()
-        self._task = asyncio.create_task(self._loop())
+        self._task = asyncio.create_task(forever(self._loop))
 
     async def close(self) -> None:
         """Stop measuring."""

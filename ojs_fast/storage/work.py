@@ -106,7 +106,10 @@ class WorkQueue:
     # -- publish ---------------------------------------------------------------------------------
 
     def publish(self, queue: str, priority: int, payload: bytes) -> "asyncio.Future[PubAck]":
-        """Publish a work message; the future is shared by all of this flush and raises Unavailable."""
+        """Publish a work message; the future is shared by all of this flush and raises Unavailable.
+
+        Wait by `asyncio.shield`: whoever is cancelled while waiting must not cancel it for all others.
+        """
         if self._batch_future is None:
             self._batch_future = asyncio.get_running_loop().create_future()
         shared = self._batch_future

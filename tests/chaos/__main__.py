@@ -61,7 +61,7 @@ def tell(result: Result) -> None:
     for violation in result.violations:
         print(f"  ! {violation}")
     if result.violations:
-        print("\n".join(result.faults))
+        print("\n".join([*result.faults, *result.clues]))
         print(result.logs, flush=True)
 
 

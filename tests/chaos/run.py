@@ -17,6 +17,7 @@ from ojs_fast import _core
 from ojs_fast.storage import names
 from ojs_fast.storage.connection import Connection
 from ojs_fast.storage.records import Records
+from tests.chaos import clues
 from tests.chaos.clients import ENDED, LIMIT_KEYS, Client, Ledger, Operator, Producer, Violation, Worker
 from tests.chaos.faults import World, world
 from tests.support.load import Broken
@@ -29,6 +30,7 @@ AGREED_S = 90.0
 LOOK_EVERY_S = 5.0
 # No job is put off for so long.
 FAR_MS = 10_000
+LINES_SHOWN = 100
 COUNTED = ("available", "active", "scheduled", "retryable", *ENDED)
 # What must be empty when every job has ended.
 EMPTY = (names.ACTIVE, names.SCHEDULED, names.RETRY, names.EXPIRY)
@@ -43,6 +45,7 @@ class Result:
     faults: list[str] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
     violations: list[str] = field(default_factory=list)
+    clues: list[str] = field(default_factory=list)
     logs: str = ""
 
 
@@ -63,8 +66,14 @@ async def run(seed: int, seconds: float, longest_s: float, say: Callable[[str], 
         result.violations = list(dict.fromkeys([*known, *result.violations]))
         result.jobs, result.faults, result.answers = len(play.ledger.enqueued), stage.log, play.ledger.answers
         if result.violations:
-            result.logs = "\n".join(f"--- {node.url}\n{node.tail()}" for node in stage.nodes)
+            result.clues = play.clues
+            result.logs = "\n".join(f"--- {node.url}\n{told(node.log())}" for node in stage.nodes)
     return result
+
+
+def told(log: str) -> str:
+    """What a node said of itself, without what became of each job."""
+    return "\n".join([line for line in log.splitlines() if "category='lifecycle'" not in line][-LINES_SHOWN:])
 
 
 def due_ms(job: _core.Record) -> int:
@@ -80,6 +89,8 @@ class Play:
         self._say = say
         self._chance = random.Random(seed + 1)
         self.ledger = Ledger()
+        #: what lies in NATS about what was broken
+        self.clues: list[str] = []
         self._queues = [f"chaos-{number}" for number in range(QUEUES)]
         self._clients: list[Client] = []
         self._connection = Connection()
@@ -143,14 +154,17 @@ class Play:
                     return (await self._asker.call(method, path, body))[1]
                 await asyncio.sleep(0.2)
 
-    async def _jobs(self) -> dict[str, _core.Record]:
-        """Every record, read past the servers."""
-        found: dict[str, _core.Record] = {}
+    async def _found(self) -> dict[str, tuple[_core.Record, int]]:
+        """Every record and its revision, read past the servers."""
+        found: dict[str, tuple[_core.Record, int]] = {}
         after = 0
         while page := await self._records.written_since("1970-01-01T00:00:00.000Z", after):
             after = page[-1][2]
-            found.update((id_, _core.Record.parse(stored)) for id_, stored, _ in page)
+            found.update((id_, (_core.Record.parse(stored), revision)) for id_, stored, revision in page)
         return found
+
+    async def _jobs(self) -> dict[str, _core.Record]:
+        return {id_: record for id_, (record, _) in (await self._found()).items()}
 
     async def _watch(self, stopped: Callable[[], bool]) -> None:
         """Look at all records now and then: of a unique job there is one at most."""
@@ -187,6 +201,8 @@ class Play:
             if not left and not await self._open_workflows():
                 return
             if time.monotonic() > end:
+                found = await self._found()
+                self.clues += await clues.of_stuck(self._connection, {id_: found[id_] for id_ in left})
                 self.ledger.break_(f"{len(left)} jobs do not end: {Counter(left.values())}, {sorted(left)[:3]}")
 
     async def _open_workflows(self) -> list[str]:
@@ -213,6 +229,7 @@ class Play:
         end = time.monotonic() + AGREED_S
         while wrong := [*await self._statistics(), *await self._leftovers(), *await self._dead_letters()]:
             if time.monotonic() > end:
+                self.clues += await clues.of_counts(self._connection, (await self._found()).values())
                 self.ledger.break_("; ".join(wrong))
             await asyncio.sleep(0.5)
 

@@ -28,6 +28,6 @@ async def test_every_promise_is_kept() -> None:
         sys.stdout.write(f"{text}\n")
 
     result = await run(SEED, SECONDS, LONGEST_S, say)
-    assert not result.violations, f"{result.violations}\n{result.logs}"
+    assert not result.violations, "\n".join([*result.violations, *result.faults, *result.clues, result.logs])
     assert result.faults
     assert result.jobs > SECONDS

@@ -326,3 +326,12 @@ def test_an_unfit_server_is_refused(greeting: bytes, message: str) -> None:
     """Too old names both versions; without JetStream, or no NATS at all, is said as it is."""
     with pytest.raises(NatsStartError, match=message), greeter(greeting) as port:
         check_external([f"nats://127.0.0.1:{port}"])
+
+
+def test_of_several_servers_one_that_serves_is_enough() -> None:
+    """One has turned JetStream off because its disk is full; the next one goes on."""
+    with (
+        greeter(b'INFO {"version":"2.14.0"}\r\n') as off,
+        greeter(b'INFO {"version":"2.14.0","jetstream":true}\r\n') as on,
+    ):
+        assert check_external([f"127.0.0.1:{off}", f"127.0.0.1:{on}"]).has_jetstream

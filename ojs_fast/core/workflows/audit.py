@@ -12,6 +12,7 @@ from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.workflows.driver import Driver
 from ojs_fast.core.workflows.store import WorkflowStore
+from ojs_fast.forever import forever
 from ojs_fast.storage.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class Auditor:
     async def start(self) -> None:
         """Begin with all of them: this node became the leader."""
         self.forget()
-        self._task = asyncio.create_task(self._run())
+        self._task = asyncio.create_task(forever(self._run))
 
     async def stop(self) -> None:
         """Stop: this node no longer leads."""

@@ -130,7 +130,7 @@ class Members:
             self._events.job("job.scheduled" if record.state == "scheduled" else "job.enqueued", record)
         for published in set(waiting):
             try:
-                await published
+                await asyncio.shield(published)
             except Unavailable as error:
                 log.info("work messages of a workflow are late: %s", error)
                 for record, _ in made:
@@ -145,7 +145,7 @@ class Members:
         if record.state == "available" and not record.attempt:
             published = self._propagator.follow(record, *found)
             if published is not None:
-                await published
+                await asyncio.shield(published)
 
     # -- look ------------------------------------------------------------------------------------
 

@@ -1,0 +1,117 @@
+"""A task that is cancelled half way, or that fails for ever, takes nobody's job with it."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import orjson
+import pytest
+
+from ojs_fast import _core
+from ojs_fast.node import Node
+from ojs_fast.storage.errors import Unavailable
+from tests.core.conftest import WallClock
+from tests.core.test_time import QUEUE, enqueue, eventually, fetch
+
+JOBS = 20
+MANY_MARKERS = 501
+
+
+async def test_work_messages_of_one_flush_are_awaited_by_each_alone(node: Node) -> None:
+    """Whoever is cancelled while waiting for the shared PubAck does not cancel it for the others."""
+    messages = [node.work.publish(QUEUE, 0, b"1 {}") for _ in range(2)]
+    assert messages[0] is messages[1]
+    gone, other = (asyncio.create_task(node.propagator.published("a", message)) for message in messages)
+    await asyncio.sleep(0)
+    gone.cancel()
+    await other
+    assert gone.cancelled()
+    assert messages[0].result()[1] == 0
+
+
+async def test_a_leader_that_is_deposed_in_the_middle_of_a_promotion(
+    node: Node, wall: WallClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its promoter is stopped before NATS has answered: jobs that are available get their work messages."""
+    at = _core.format_rfc3339_ms(wall() + 3_600_000)
+    ids = {await enqueue(node, scheduled_at=at) for _ in range(JOBS)}
+    await eventually(lambda: sum(len(due) for due in node.promoter._due.values()) == JOBS, "the deadlines")
+    start = node.stores.records.start_replace
+    sent = asyncio.Event()
+
+    def start_and_tell(*arguments: Any) -> Any:
+        sent.set()
+        return start(*arguments)
+
+    monkeypatch.setattr(node.stores.records, "start_replace", start_and_tell)
+    wall.jump(2)
+    await sent.wait()
+    await asyncio.gather(*(due.close() for due in node.promoter._due.values()))
+    fetched: set[str] = set()
+
+    async def all_come() -> bool:
+        fetched.update(job["id"] for job in await fetch(node))
+        return fetched >= {id_ for id_ in ids if await state_of(node, id_) != "scheduled"} != set()
+
+    await eventually(all_come, "every promoted job")
+    assert fetched <= ids
+
+
+async def state_of(node: Node, id_: str) -> str:
+    """The state of a job."""
+    return str(orjson.loads(await node.jobs.get(id_))["state"])
+
+
+async def test_a_repair_that_never_works_holds_up_no_other(node: Node) -> None:
+    """One action fails each time; another one, and a doubtful job, have their turn."""
+    tries = 0
+
+    async def fail() -> None:
+        nonlocal tries
+        tries += 1
+        raise Unavailable("never")
+
+    done = asyncio.Event()
+
+    async def work() -> None:
+        done.set()
+
+    id_ = await enqueue(node)
+    [job] = await fetch(node)
+    node.claims.take(id_)  # as if the answer of the claim had been lost
+    node.propagator.call_later(fail)
+    node.propagator.call_later(work)
+    node.propagator.doubt(id_)
+    await asyncio.wait_for(done.wait(), 4)
+    [again] = await eventually(lambda: fetch(node), "the job is given back")
+    assert (again["id"], again["attempt"]) == (id_, job["attempt"])
+    assert tries
+
+
+async def test_a_broken_repair_is_told_and_the_rest_goes_on(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    """A defect in one action ends neither the loop nor the next action."""
+
+    async def break_() -> None:
+        raise LookupError("a defect")
+
+    done = asyncio.Event()
+
+    async def work() -> None:
+        done.set()
+
+    node.propagator.call_later(break_)
+    await eventually(lambda: "could not be repaired" in caplog.text, "the defect is told")
+    node.propagator.call_later(work)
+    await asyncio.wait_for(done.wait(), 4)
+
+
+async def test_records_behind_many_deletions_are_found(node: Node) -> None:
+    """A page of markers is not the end."""
+    records = node.stores.records
+    ids = [_core.uuid7(1, number.to_bytes(10, "big")) for number in range(MANY_MARKERS)]
+    revisions = await asyncio.gather(*(records.create(id_, b"{}") for id_ in ids))
+    await asyncio.gather(*(records.delete(id_, at) for id_, at in zip(ids, revisions, strict=True)))
+    last = await enqueue(node)
+    found = await records.written_since("1970-01-01T00:00:00.000Z", 0)
+    assert [id_ for id_, _, _ in found] == [last]
