@@ -175,10 +175,12 @@ class Reconciler:
     async def _replay(self, since_ms: int, after: int = 0) -> tuple[int, int]:
         """Let everything follow the records written since then, or behind a revision, by nodes that are dead.
 
+        Those of live nodes have at least their work message then: whoever wrote one over as it was may have died since.
         Returns how many were set right, and the last revision that was seen.
         """
         start_time = _core.format_rfc3339_ms(max(0, since_ms))
         published = await self._published_since(start_time)
+        silent: dict[str, int] = {}
         live = self._leases.live_nodes()
         repaired = 0
         while page := await self._stores.records.written_since(start_time, after):
@@ -187,7 +189,11 @@ class Reconciler:
                 record = _parse(stored, job_id)
                 if record is not None:
                     self._inheritance.see(record)
-                if record is None or record.node_id in live:
+                if record is None:
+                    continue
+                if record.node_id in live:
+                    if record.state == "available" and (job_id, revision) not in published:
+                        silent[job_id] = revision
                     continue
                 if record.state == "active":
                     # Too young for `ojs-active`, and its work message may be gone: a consumer's state is not
@@ -201,7 +207,24 @@ class Reconciler:
                 self._propagator.forsake(record)
                 self._stale.left_by(record, revision)
                 repaired += 1
-        return repaired, after
+        return repaired + await self._publish_missing(silent, start_time), after
+
+    async def _publish_missing(self, silent: dict[str, int], start_time: str) -> int:
+        """Publish the work messages of those jobs, at these revisions, that still have none; how many."""
+        if not silent:
+            return 0
+        # Most were on their way.
+        published = await self._published_since(start_time)
+        silent = {job_id: revision for job_id, revision in silent.items() if (job_id, revision) not in published}
+        missing = [
+            (job_id, stored, revision)
+            for job_id, (stored, revision) in (await self._stores.records.get_many(silent)).items()
+            if silent[job_id] == revision
+        ]
+        for job_id, stored, revision in missing:
+            log.warning("an available job had no work message", extra={"ojs.job_id": job_id})
+            self._propagator.follow_or_doubt(_core.Record.parse(stored), stored, revision)
+        return len(missing)
 
     async def _published_since(self, start_time: str) -> set[tuple[str, int]]:
         published: set[tuple[str, int]] = set()

@@ -1,4 +1,4 @@
-"""A task that is cancelled half way, or that fails for ever, takes nobody's job with it."""
+"""Work that is cancelled half way, fails for ever or ends with another node takes nobody's job with it."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import pytest
 
 from ojs_fast import _core
 from ojs_fast.node import Node
+from ojs_fast.storage import names
+from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.errors import Unavailable
 from tests.core.conftest import WallClock
 from tests.core.test_time import QUEUE, enqueue, eventually, fetch
@@ -115,3 +117,16 @@ async def test_records_behind_many_deletions_are_found(node: Node) -> None:
     last = await enqueue(node)
     found = await records.written_since("1970-01-01T00:00:00.000Z", 0)
     assert [id_ for id_, _, _ in found] == [last]
+
+
+async def test_a_job_that_another_node_wrote_over_before_it_died(node: Node) -> None:
+    """The record names a node that lives, its message is of an older revision: the leader publishes another."""
+    id_ = await enqueue(node)
+    _, stored, revision = await node.jobs.load(id_)
+    await node.stores.records.replace(id_, stored, revision)
+    [(sequence, _, _)] = await node.work.messages({"seq": 1})
+    await node.work.delete(sequence)
+    lease = {"node_id": "gone", "boot_id": "", "started_ms": 1, "renewed_ms": node.clock(), "closed": True}
+    await Bucket(node.connection, names.NODES).put("node.gone", lease)
+    [job] = await eventually(lambda: fetch(node), "the job is there again")
+    assert job["id"] == id_
