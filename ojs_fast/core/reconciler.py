@@ -168,6 +168,7 @@ class Reconciler:
         self._seen = max(self._seen, seen)
         await self._adopt_entered()
         await self._walk_in_flight()
+        await self._stores.work.recount()
         self._late.pop(0)
         if repaired:
             log.warning("%d records of dead nodes came late", repaired)

@@ -410,7 +410,12 @@ class WorkQueue:
         }
         await consumers.create(self._connection, names.WORK_STREAM, config)
         puller.exists = True
-        self._recounts.made(names.WORK_STREAM, puller.name, puller.subject, partial(_vanished, puller))
+        self._recounts.made(names.WORK_STREAM, puller.name, puller.subject, partial(self._vanished, puller.name))
+
+    def _vanished(self, name: str) -> None:
+        puller = self._pullers.get(name)
+        if puller is not None:
+            puller.exists = False
 
     def forget(self) -> None:
         """Drop what this node knows of consumers and messages in hand (after a reset)."""
@@ -466,14 +471,19 @@ class WorkQueue:
         """Consumer info of every level of every queue. Raises Unavailable."""
         return await consumers.listed(self._connection, names.WORK_STREAM)
 
+    async def recount(self) -> None:
+        """Compare each consumer with its stream soon: another leader of it may not know of all messages.
+
+        Raises Unavailable.
+        """
+        for info in await self.consumers():
+            name, subject = info["name"], info["config"]["filter_subject"]
+            self._recounts.made(names.WORK_STREAM, name, subject, partial(self._vanished, name))
+
     async def messages(self, query: dict[str, Any], subject: str = "ojs.queue.>") -> list[tuple[int, str, bytes]]:
         """Up to 500 stored messages: `[(sequence, subject, payload)]`. `query` is `seq` or `start_time`."""
         batch = await self._connection.get_batch(names.WORK_STREAM, {"next_by_subj": subject, "batch": 500, **query})
         return [(message.sequence, message.stored_subject, message.data) for message in batch]
-
-
-def _vanished(puller: _Puller) -> None:
-    puller.exists = False
 
 
 def ack_sequence(ack_subject: str) -> int:

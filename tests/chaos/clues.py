@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any
@@ -22,6 +23,16 @@ async def of_stuck(connection: Connection, jobs: dict[str, tuple[_core.Record, i
         f"{id_} {job.state} at {revision} of {job.node_id}, queue {job.queue}, attempt {job.attempt}"
         for id_, (job, revision) in shown.items()
     ]
+    for stream in (names.bucket_stream(names.JOBS), names.WORK_STREAM):
+        info = await connection.stream_info(stream)
+        clues.append(f"{stream}: last {info['state']['last_seq']}, {info['cluster']}")
+    for id_ in shown:
+        # What is above may come from a replica that lags behind.
+        told = await connection.stored(
+            names.bucket_stream(names.JOBS), last_by_subj=names.bucket_subject(names.JOBS, id_)
+        )
+        record = _core.Record.parse(base64.b64decode(told["data"]))
+        clues.append(f"the leader says: {id_} {record.state} at {told['seq']} of {record.node_id}, {told['time']}")
     messages: dict[str, list[str]] = {id_: [] for id_ in shown}
     after, total = 0, 0
     query: dict[str, Any] = {"next_by_subj": "ojs.queue.>", "batch": 500}

@@ -77,6 +77,25 @@ async def test_a_message_that_nats_hides_is_delivered_soon(connection: Connectio
     await recounts.close()
 
 
+async def test_a_consumer_that_was_made_long_ago_is_recounted_when_asked(connection: Connection) -> None:
+    """As a leader does when a consumer may have got another NATS server: whoever made it has looked and is gone."""
+    maker = WorkQueue(connection, Recounts(connection))
+    maker.open()
+    queue = await hidden_message(connection, maker)
+    recounts = Recounts(connection)
+    work = WorkQueue(connection, recounts)
+    work.open()
+    await recounts.open()
+    await work.recount()
+    end = time.monotonic() + HEALED_S
+    while any(info["config"]["filter_subject"] == names.work_subject(queue, 0) for info in await work.consumers()):
+        assert time.monotonic() < end, "nobody looks at it"
+        await asyncio.sleep(PAUSE_S)
+    found = await work.take(queue, (0,), 10)
+    assert [message.payload for message in found] == [b"2 {}"]
+    await recounts.close()
+
+
 async def test_what_is_counted_right_stays(connection: Connection) -> None:
     """Consumers of queues that are in use, or counted, are left alone."""
     recounts = Recounts(connection)
