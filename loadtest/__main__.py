@@ -5,6 +5,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import secrets
 import signal
 import sys
 import tempfile
@@ -14,7 +15,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
 
-from loadtest import clients, cpu, plan, report
+from loadtest import clients, cpu, guard, plan, report, versus
 from loadtest.measure import Bench
 from loadtest.servers import BenchError
 from ojs_fast import __version__
@@ -70,6 +71,13 @@ def _positive(text: str) -> float:
     return value
 
 
+def _port(text: str) -> int:
+    try:
+        return versus.port_of(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _rounds(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 100:
         raise argparse.ArgumentTypeError(f"{text!r}; expected 1 to 100")
@@ -107,6 +115,16 @@ def parser() -> argparse.ArgumentParser:
         "--directory", type=Path, default=Path(tempfile.gettempdir()), metavar="DIR",
         help="where the temporary data directories are made (default: %(default)s)",
     )  # fmt: skip
+    made.add_argument(
+        "--against", type=_port, metavar="URL",
+        help="run the same load of enqueue, fetch and batch on another OJS server on this machine, after ours "
+        "in each round, and print ours ÷ theirs",
+    )  # fmt: skip
+    made.add_argument(
+        "--guard", type=Path, metavar="FILE",
+        help="warn of ratios that are over 20 %% lower than those in FILE; the exit code stays as it is",
+    )  # fmt: skip
+    made.add_argument("--keep-ratios", type=Path, metavar="FILE", help="write the ratios there, for --guard")
     made.add_argument("--json", type=Path, metavar="FILE", help="write everything there too, every sample included")
     return made
 
@@ -172,15 +190,21 @@ def run(options: argparse.Namespace) -> int:
     """Measure and report; the exit code. Raises BenchError."""
     generator = _generator(options.generator)
     groups = plan.with_baselines(options.only)
-    bench = Bench(
-        seconds=options.seconds, generator=generator, directory=options.directory, durability=options.durability,
-        say=say,
-    )  # fmt: skip
+    how: dict[str, Any] = {
+        "seconds": options.seconds, "generator": generator, "directory": options.directory,
+        "durability": options.durability, "say": say,
+    }  # fmt: skip
+    bench, theirs = Bench(**how), versus.Theirs(**how)
+    theirs.port, theirs.queue_suffix = options.against or 0, f"-{secrets.token_hex(3)}"
+    committed = guard.read(options.guard) if options.guard else {}
     seen: list[str] = []
     for number in range(1, options.rounds + 1):
         seen.append(await_quiet(options.quiet))
         say(f"round {number} of {options.rounds}: {', '.join(groups)} ({seen[-1]})")
         bench.run_round(number, groups)
+        if options.against:
+            say(f"  the same on port {options.against}")
+            theirs.run_round(number, [group for group in groups if group in versus.GROUPS])
     found = report.lines(bench.samples)
     about = _about(options, generator, seen)
     results = report.targets(found)
@@ -188,12 +212,19 @@ def run(options: argparse.Namespace) -> int:
     disturbed = report.busy_rows(bench.samples)
     if disturbed:
         print(f"\nThe machine was busy with something else during: {', '.join(disturbed)}")
-    for problem in bench.problems:
+    if options.against:
+        print(f"\n{versus.table(found, report.lines(theirs.samples))}")
+    for drop in guard.drops(committed, found):
+        print(f"\nWARNING {drop}")
+    problems = [*bench.problems, *(f"theirs: {problem}" for problem in theirs.problems)]
+    for problem in problems:
         print(f"\nPROBLEM {problem}")
+    if options.keep_ratios:
+        guard.write(options.keep_ratios, found)
     if options.json:
-        whole = {"about": about, "problems": bench.problems} | report.as_json(found, bench.samples)
+        whole = {"about": about, "problems": problems} | report.as_json(found, bench.samples)
         options.json.write_text(json.dumps(whole, indent=1, allow_nan=False) + "\n", encoding="utf-8")
-    return 1 if bench.problems else 0
+    return 1 if problems else 0
 
 
 def _terminated(_signum: int, _frame: FrameType | None) -> NoReturn:
@@ -208,7 +239,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         return run(options)
-    except BenchError as error:
+    except (BenchError, OSError, ValueError) as error:
         say(f"the benchmark cannot go on: {error}")
         return 1
     except KeyboardInterrupt:

@@ -53,6 +53,8 @@ class Bench:
         self._durability = durability
         self._say = say
         self._round = 0
+        # A server that is not ours, and not empty, may have jobs of an earlier run.
+        self.queue_suffix = ""
         self.samples: list[Sample] = []
         self.problems: list[str] = []
 
@@ -102,10 +104,11 @@ class Bench:
         with self._running(servers.OJS) as server:
             self._warm_up(server, "/ojs/v1/jobs", plan.job("warm-up"))
             for fetch in plan.FETCHES:
-                enqueued = self._preload(server, fetch.key, round(PRELOAD_PER_S[fetch.count] * self._seconds))
+                queue = self._queue(fetch)
+                enqueued = self._preload(server, queue, round(PRELOAD_PER_S[fetch.count] * self._seconds))
                 for level in range(1, fetch.levels):
                     count = min(PRELOAD_BATCH, round(LEVEL_PER_S * self._seconds))
-                    enqueued += self._preload(server, fetch.key, count, count, level)
+                    enqueued += self._preload(server, queue, count, count, level)
                 self._work(server, fetch, enqueued)
 
     def _scheduled(self) -> None:
@@ -182,6 +185,9 @@ class Bench:
         self._check(row, load)
         self._keep(self._sample(row, load, meter.read(), load.requests * jobs))
 
+    def _queue(self, fetch: plan.Fetch) -> str:
+        return f"{fetch.key}{self.queue_suffix}-{self._round}" if self.queue_suffix else fetch.key
+
     def _preload(self, server: Running, queue: str, jobs: int, batch: int = PRELOAD_BATCH, priority: int = 0) -> int:
         requests = max(1, jobs // batch)
         spec = LoadSpec(
@@ -197,7 +203,13 @@ class Bench:
     def _work(self, server: Running, fetch: plan.Fetch, enqueued: int) -> None:
         row = fetch.key
         spec = LoadSpec(
-            "work", server.port, plan.WORKERS, self._seconds, queue=row, fetch=fetch.count, ackers=fetch.ackers
+            "work",
+            server.port,
+            plan.WORKERS,
+            self._seconds,
+            queue=self._queue(fetch),
+            fetch=fetch.count,
+            ackers=fetch.ackers,
         )
         meter = cpu.Meter(server.server_pids, server.nats_pids)
         load = clients.bundled(spec)

@@ -5,13 +5,14 @@ import contextlib
 import json
 import math
 import statistics
+from pathlib import Path
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest import __main__ as command
-from loadtest import clients, cpu, plan, report
+from loadtest import clients, cpu, guard, plan, report, versus
 from loadtest.generator import Load, LoadSpec, generate
 from loadtest.ledger import Ledger
 from loadtest.measure import Sample, accounting_problems
@@ -418,3 +419,51 @@ def test_a_ledger_tells_what_is_lost_doubled_or_stuck() -> None:
     assert ("1 jobs" in lost, lost.endswith(" a")) == (True, True)
     assert ("1 jobs" in doubled, doubled.endswith(" b")) == (True, True)
     assert ("1 workflows" in stuck, stuck.endswith(" w")) == (True, True)
+
+
+# -- against what was, and against others --------------------------------------------------------
+
+
+def _lines(rates: dict[str, float], p50_ms: float = 1.0) -> list[report.Line]:
+    return report.lines([Sample(row, 1, rate, p50_ms, 2 * p50_ms) for row, rate in rates.items()])
+
+
+def test_a_ratio_that_fell_by_more_than_a_fifth_is_told(tmp_path: Path) -> None:
+    """Ratios are compared, not rates: a machine of half the speed is no drop."""
+    guard.write(
+        tmp_path / "ratios.json", _lines({"echo-64": 20_000, "enqueue-64": 12_000, "echo-1": 4000, "enqueue-1": 2000})
+    )
+    committed = guard.read(tmp_path / "ratios.json")
+    assert committed == {"enqueue-64": 0.6, "enqueue-1": 0.5}
+    assert (
+        guard.drops(committed, _lines({"echo-64": 10_000, "enqueue-64": 6_000, "echo-1": 4000, "enqueue-1": 1640}))
+        == []
+    )
+    [drop] = guard.drops(committed, _lines({"echo-64": 20_000, "enqueue-64": 9_000}))
+    assert "enqueue-64" in drop
+    assert "-25%" in drop
+
+
+def test_ratios_that_are_none_are_refused(tmp_path: Path) -> None:
+    """The file is edited by people, too."""
+    (tmp_path / "ratios.json").write_text('{"enqueue-64": "fast"}', encoding="utf-8")
+    with pytest.raises(ValueError, match="ratios"):
+        guard.read(tmp_path / "ratios.json")
+
+
+def test_ours_by_theirs() -> None:
+    """Rows that both have, without the parts of a row."""
+    ours = _lines({"enqueue-64": 12_000, "fetch-1": 3000, "fetch-1-ack": 5000, "ceiling-own-64": 9}, 2.0)
+    text = versus.table(ours, _lines({"enqueue-64": 4000, "fetch-1": 6000, "fetch-1-ack": 1}, 4.0))
+    figures = [line.split()[-5:] for line in text.splitlines()[1:]]
+    assert figures == [["12,000", "4,000", "3.00", "0.50", "0.50"], ["3,000", "6,000", "0.50", "0.50", "0.50"]]
+
+
+@pytest.mark.parametrize(
+    "url", ["http://example.com:80", "https://127.0.0.1:1", "127.0.0.1:8080", "http://localhost:1/x"]
+)
+def test_only_servers_on_this_machine_are_measured(url: str) -> None:
+    """Load goes to loopback only."""
+    with pytest.raises(ValueError, match="expected http://"):
+        versus.port_of(url)
+    assert versus.port_of("http://127.0.0.1:8081/") == 8081
