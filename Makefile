@@ -27,7 +27,7 @@ LEVELS    := conformance-level-0 conformance-level-1 conformance-level-2 conform
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help run build test lint fmt bench bench-guard load fuzz chaos conformance docker-up docker-down $(LEVELS) clean
+.PHONY: help run build test lint fmt bench bench-guard curves load fuzz chaos conformance docker-up docker-down $(LEVELS) clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z$$()A-Z-]+:.*## / {sub(/\$$\(LEVELS\)/, "conformance-level-N", $$1); printf "  %-20s %s\n", $$1, $$2}' Makefile
@@ -66,6 +66,10 @@ bench: build ## measure the server against its baselines
 bench-guard: build ## a short run that warns of ratios over 20 % below the committed ones; KEEP=1 commits new ones
 	$(BIN)/python -m loadtest --rounds 3 --seconds 1 --generator bundled --quiet 10 --only enqueue,fetch,batch \
 	    $(if $(KEEP),--keep-ratios,--guard) loadtest/ratios.json $(ARGS)
+
+curves: build ## measure and draw how rates go with connections, payload, queues, backlog, processes: docs/figures
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[plots]'
+	$(BIN)/python -m loadtest.curves $(ARGS)
 
 load: build ## Locust's scenarios with HTML reports in load-report: OJS_URL=server (unset: starts one), ARGS=options
 	$(BIN)/python -m loadtest.load $(if $(OJS_URL),--url $(OJS_URL)) $(ARGS)

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 _TICKS_PER_S = os.sysconf("SC_CLK_TCK")
+_PAGE_BYTES = os.sysconf("SC_PAGE_SIZE")
 _PROC = Path("/proc")
 
 
@@ -30,6 +31,17 @@ def process_cpu_s(pids: Sequence[int]) -> float:
     for pid in pids:
         try:
             total += parse_stat((_PROC / str(pid) / "stat").read_text(encoding="ascii", errors="replace"))[2]
+        except OSError:
+            continue
+    return total
+
+
+def resident_bytes(pids: Sequence[int]) -> int:
+    """Memory that these processes hold; one that has ended counts nothing."""
+    total = 0
+    for pid in pids:
+        try:
+            total += int((_PROC / str(pid) / "statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
         except OSError:
             continue
     return total

@@ -57,7 +57,7 @@ def _free_port() -> int:
 
 
 @contextmanager
-def running(module: tuple[str, ...], directory: Path, durability: str) -> Iterator[Running]:
+def running(module: tuple[str, ...], directory: Path, durability: str, *, workers: int = 1) -> Iterator[Running]:
     """Start a server on an empty data directory below `directory`, wait for it, stop it, remove its data.
 
     Raises BenchError.
@@ -70,7 +70,7 @@ def running(module: tuple[str, ...], directory: Path, durability: str) -> Iterat
             OJS_HOST=HOST,
             OJS_DATA_DIR=str(Path(scratch) / "data"),
             OJS_DURABILITY=durability,
-            OJS_WORKERS="1",
+            OJS_WORKERS=str(workers),
             OJS_LOG_LEVEL="warning",
             OJS_LOG_FORMAT="text",
         )
