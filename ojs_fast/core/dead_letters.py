@@ -221,8 +221,12 @@ class DeadLetters:
 
     async def revive(self, job_id: str) -> tuple[_core.Record, bytes]:
         """`retry`, also of a discarded job that is no dead letter. Raises NotFound, Conflict, Unavailable."""
+        record, _, _ = await self._jobs.load(job_id)
+        key = dead_key(record)
+        _, entered = await self._bucket.last(key)
         record, stored = await self._jobs.change(job_id, "retry", lambda r, now: r.revive(now))
-        await self._bucket.erase(dead_key(record))
+        if entered:
+            await self._bucket.erase(key, entered)  # not the entry of a job that has died again by now
         self._events.job("job.enqueued", record, before="discarded")
         return record, stored
 

@@ -1,13 +1,18 @@
-"""Dead letters beyond the number to be kept."""
+"""Dead letters beyond the number to be kept, or that die again; what NATS does not show yet."""
 
 from __future__ import annotations
 
+from typing import Any
+
 import orjson
+import pytest
 
 from ojs_fast import _core
 from ojs_fast.core.dead_letters import DeadFilter
 from ojs_fast.core.retry import Failure
+from ojs_fast.errors import BackendUnavailable, NotFound
 from ojs_fast.node import Node
+from tests.core.test_time import eventually
 
 
 async def die(node: Node) -> str:
@@ -31,3 +36,43 @@ async def test_the_oldest_are_pruned_first(node: Node) -> None:
     assert await node.stores.records.get(dead[0]) is not None, "the job that was retried is no dead letter any more"
     assert [await node.stores.records.get(one) for one in dead[1:3]] == [None, None]
     assert await node.dead_letters.prune(4) == 0
+
+
+async def test_one_that_dies_again_before_its_retry_is_over_stays_listed(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its worker is faster than the node that removes the entry of its first death."""
+    job_id = await die(node)
+    await node.stores.outbox.flushed()
+    change = node.jobs.change
+
+    async def change_and_die_again(*arguments: Any) -> Any:
+        changed = await change(*arguments)
+        await node.fetcher.fetch(["q"], 1, "w", 0, lambda: False)
+        await node.settler.nack(job_id, "w", Failure("x", "x", "boom"), requeue=False)
+        await node.stores.outbox.flushed()
+        return changed
+
+    monkeypatch.setattr(node.jobs, "change", change_and_die_again)
+    await node.dead_letters.retry(job_id)
+    kept, total = await node.dead_letters.search(DeadFilter(), 0, 100)
+    assert ([_core.Record.parse(stored).id for stored in kept], total) == ([job_id], 1)
+
+
+async def test_a_workflow_that_nats_does_not_show_yet(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is stored and runs, but a server that has just begun to lead does not know it: 503, never 404."""
+
+    async def hidden(*_: Any) -> None:
+        raise NotFound("hidden")
+
+    step = {"type": "a.b", "args": [], "options": {"queue": "q"}}
+    with monkeypatch.context() as patch:
+        patch.setattr(node.workflow_store, "members", hidden)
+        with pytest.raises(BackendUnavailable, match="is stored"):
+            await node.workflows.create(orjson.dumps({"type": "group", "jobs": [step]}), 10)
+    await eventually(lambda: fetched(node), "the driver starts it")
+
+
+async def fetched(node: Node) -> bool:
+    """Whether there is a job."""
+    return bool(await node.fetcher.fetch(["q"], 1, "w", 0, lambda: False))

@@ -13,7 +13,7 @@ from ojs_fast.core.workflows.driver import Driver
 from ojs_fast.core.workflows.model import TYPES
 from ojs_fast.core.workflows.store import Run, WorkflowStore, workflow_not_found
 from ojs_fast.core.workflows.view import View
-from ojs_fast.errors import BackendUnavailable, Conflict, InvalidRequest
+from ojs_fast.errors import BackendUnavailable, Conflict, InvalidRequest, NotFound
 from ojs_fast.storage.errors import Unavailable
 
 log = logging.getLogger(__name__)
@@ -55,11 +55,19 @@ class Workflows:
         draft = self._creator.draft(body)
         run = await self._creator.create(self._ids.next(self._clock()), draft, None)
         try:
+            await self._begin(run)
+            return run.header.id, await self._view.whole(run, 0, steps_shown)
+        except NotFound:
+            # A NATS server that has just begun to lead may not have applied yet what was acknowledged before.
+            self._driver.look(run.header.id)
+            raise BackendUnavailable(f"Workflow '{run.header.id}' is stored, but NATS does not show it yet.") from None
+
+    async def _begin(self, run: Run) -> None:
+        try:
             await self._driver.begin(run)
         except (Unavailable, BackendUnavailable) as error:
             log.warning("workflow starts late: %s", error, extra={"ojs.workflow_id": run.header.id})
             self._driver.look(run.header.id)
-        return run.header.id, await self._view.whole(run, 0, steps_shown)
 
     async def get(self, workflow_id: str, offset: int, limit: int) -> Shown:
         """A workflow with `limit` of its steps from `offset` on. Raises NotFound, Unavailable."""
