@@ -5,7 +5,6 @@ import importlib.metadata
 import json
 import os
 import platform
-import secrets
 import signal
 import sys
 import tempfile
@@ -78,6 +77,13 @@ def _port(text: str) -> int:
         raise argparse.ArgumentTypeError(str(error)) from None
 
 
+def _ratios(text: str) -> dict[str, float]:
+    try:
+        return guard.read(Path(text))
+    except (OSError, ValueError) as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
 def _rounds(text: str) -> int:
     if not text.isdigit() or not 1 <= int(text) <= 100:
         raise argparse.ArgumentTypeError(f"{text!r}; expected 1 to 100")
@@ -121,7 +127,7 @@ def parser() -> argparse.ArgumentParser:
         "in each round, and print ours ÷ theirs",
     )  # fmt: skip
     made.add_argument(
-        "--guard", type=Path, metavar="FILE",
+        "--guard", type=_ratios, default={}, metavar="FILE",
         help="warn of ratios that are over 20 %% lower than those in FILE; the exit code stays as it is",
     )  # fmt: skip
     made.add_argument("--keep-ratios", type=Path, metavar="FILE", help="write the ratios there, for --guard")
@@ -194,15 +200,14 @@ def run(options: argparse.Namespace) -> int:
         "seconds": options.seconds, "generator": generator, "directory": options.directory,
         "durability": options.durability, "say": say,
     }  # fmt: skip
-    bench, theirs = Bench(**how), versus.Theirs(**how)
-    theirs.port, theirs.queue_suffix = options.against or 0, f"-{secrets.token_hex(3)}"
-    committed = guard.read(options.guard) if options.guard else {}
+    bench = Bench(**how)
+    theirs = versus.Theirs(options.against, **how) if options.against else None
     seen: list[str] = []
     for number in range(1, options.rounds + 1):
         seen.append(await_quiet(options.quiet))
         say(f"round {number} of {options.rounds}: {', '.join(groups)} ({seen[-1]})")
         bench.run_round(number, groups)
-        if options.against:
+        if theirs:
             say(f"  the same on port {options.against}")
             theirs.run_round(number, [group for group in groups if group in versus.GROUPS])
     found = report.lines(bench.samples)
@@ -212,11 +217,12 @@ def run(options: argparse.Namespace) -> int:
     disturbed = report.busy_rows(bench.samples)
     if disturbed:
         print(f"\nThe machine was busy with something else during: {', '.join(disturbed)}")
-    if options.against:
+    problems = list(bench.problems)
+    if theirs:
+        problems += [f"theirs: {problem}" for problem in theirs.problems]
         print(f"\n{versus.table(found, report.lines(theirs.samples))}")
-    for drop in guard.drops(committed, found):
+    for drop in guard.drops(options.guard, found):
         print(f"\nWARNING {drop}")
-    problems = [*bench.problems, *(f"theirs: {problem}" for problem in theirs.problems)]
     for problem in problems:
         print(f"\nPROBLEM {problem}")
     if options.keep_ratios:
@@ -239,7 +245,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     signal.signal(signal.SIGTERM, _terminated)
     try:
         return run(options)
-    except (BenchError, OSError, ValueError) as error:
+    except BenchError as error:
         say(f"the benchmark cannot go on: {error}")
         return 1
     except KeyboardInterrupt:

@@ -36,15 +36,9 @@ def process_cpu_s(pids: Sequence[int]) -> float:
     return total
 
 
-def resident_bytes(pids: Sequence[int]) -> int:
-    """Memory that these processes hold; one that has ended counts nothing."""
-    total = 0
-    for pid in pids:
-        try:
-            total += int((_PROC / str(pid) / "statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
-        except OSError:
-            continue
-    return total
+def rss_bytes(pid: int) -> int:
+    """Resident memory of a process. Raises OSError when there is none."""
+    return int((_PROC / str(pid) / "statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
 
 
 def family(pid: int) -> dict[int, str]:

@@ -90,7 +90,7 @@ class Curves:
             waiting = 0
             for wanted in BACKLOGS:
                 waiting += self._fill(server, wanted - waiting)
-                memory_mb = cpu.resident_bytes(server.server_pids) / 1e6
+                memory_mb = sum(map(cpu.rss_bytes, server.server_pids)) / 1e6
                 self._keep(curve, "enqueue, 64 connections", wanted, self._rate(server, JOBS, plan.job("bench"), MOST))
                 spec = LoadSpec("work", server.port, plan.WORKERS, self._seconds, queue="bench")
                 load = clients.bundled(spec)
@@ -105,7 +105,9 @@ class Curves:
                 "repeat", server.port, 2, 600.0, path=f"{JOBS}/batch", body=plan.batch("bench", BATCH).decode(),
                 max_requests=batches,
             )  # fmt: skip
-            clients.bundled(spec)
+            load = clients.bundled(spec)
+            if load.requests < batches:
+                raise BenchError(f"{load.requests} of {batches} batches went in: {load.first_failure}")
         return batches * BATCH
 
     def processes(self) -> Curve:

@@ -1,7 +1,9 @@
 """The same load on another OJS server that runs already, and ours ÷ theirs."""
 
-from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+import secrets
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
 from urllib.parse import urlsplit
 
 from loadtest.measure import Bench
@@ -24,14 +26,13 @@ def port_of(url: str) -> int:
 class Theirs(Bench):
     """Measures a server that it neither starts nor stops, so without its CPU time."""
 
-    port = 0
+    def __init__(self, port: int, **how: Any) -> None:
+        super().__init__(**how)
+        self._port = port
+        self.queue_suffix = f"-{secrets.token_hex(3)}"
 
     def _running(self, _: tuple[str, ...]) -> AbstractContextManager[Running]:
-        return self._there()
-
-    @contextmanager
-    def _there(self) -> Iterator[Running]:
-        yield Running(self.port, [], [])
+        return nullcontext(Running(self._port, [], []))
 
 
 def table(ours: Sequence[Line], theirs: Sequence[Line]) -> str:

@@ -69,7 +69,7 @@ class ClosedCounts:
             }
             if not new:
                 return
-            puts = await self._base_with(new.values())
+            puts = await self.added_to(BASE, new.values())
             late = [*entry.get("late", ()), *new]
             try:
                 await self._committer.commit([*puts, (names.tally_owner_key(owner), {**entry, "late": late}, revision)])
@@ -80,17 +80,18 @@ class ClosedCounts:
 
     async def _counted(self, owner: str, entry: dict[str, Any]) -> set[str]:
         counted = set(entry.get("late", ()))
-        for _, keys, _ in await self._bucket.page(0, 1 << 30, f"l.{owner}.*"):
+        for _, keys, _ in await self._bucket.page(0, 1 << 30, names.tally_list_key(owner, "*")):
             counted.update(keys)
         return counted
 
-    async def _base_with(self, ended: Iterable[tuple[_core.Record, str]]) -> list[Put]:
+    async def added_to(self, owner: str, ended: Iterable[tuple[_core.Record, str]]) -> list[Put]:
+        """What writes these behind what an owner has counted of their queues. Raises Unavailable."""
         added: dict[str, Counts] = {}
         for record, state in ended:
             added.setdefault(record.queue, Counts()).add(record, state)
         puts: list[Put] = []
         for queue, counts in added.items():
-            key = names.tally_key(queue, BASE)
+            key = names.tally_key(queue, owner)
             value, revision = await self._bucket.last(key)
             puts.append((key, counts.merge(Counts.parse(value or {})).as_json(self._clock()), revision))
         return puts
@@ -98,4 +99,4 @@ class ClosedCounts:
     async def forget(self, owner: str) -> None:
         """Drop the notes of an owner that is long gone. Raises Unavailable."""
         await self._bucket.erase(names.tally_owner_key(owner))
-        await self._bucket.erase(f"l.{owner}.*")
+        await self._bucket.erase(names.tally_list_key(owner, "*"))

@@ -214,17 +214,20 @@ class DeadLetters:
 
     async def retry(self, job_id: str) -> tuple[_core.Record, bytes]:
         """`discarded` → available with all runs back, same id. Raises NotFound, Conflict, Unavailable."""
-        await self._find(job_id)
-        record, stored = await self.revive(job_id)
+        record, _, _ = await self._find(job_id)
+        record, stored = await self._revive(record)
         self._events.announce("dead_letter.retried", job_id, {"job_id": job_id, "queue": record.queue})
         return record, stored
 
     async def revive(self, job_id: str) -> tuple[_core.Record, bytes]:
         """`retry`, also of a discarded job that is no dead letter. Raises NotFound, Conflict, Unavailable."""
         record, _, _ = await self._jobs.load(job_id)
+        return await self._revive(record)
+
+    async def _revive(self, record: _core.Record) -> tuple[_core.Record, bytes]:
         key = dead_key(record)
         _, entered = await self._bucket.last(key)
-        record, stored = await self._jobs.change(job_id, "retry", lambda r, now: r.revive(now))
+        record, stored = await self._jobs.change(record.id, "retry", lambda r, now: r.revive(now))
         if entered:
             await self._bucket.erase(key, entered)  # not the entry of a job that has died again by now
         self._events.job("job.enqueued", record, before="discarded")

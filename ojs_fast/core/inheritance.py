@@ -41,7 +41,7 @@ class Inheritance:
         self._dead = node_ids
         self._found = {}
         entries = await self._bucket.page(0, 1 << 30, "n.*")
-        self._closed = {key.partition(".")[2]: value["through"] for key, value, _ in entries if is_closed(value)}
+        self._closed = {key.partition(".")[2]: value.get("through", 0) for key, value, _ in entries if is_closed(value)}
 
     def see(self, record: _core.Record) -> None:
         """The replay meets a record."""
@@ -76,19 +76,14 @@ class Inheritance:
         self._dead, self._found = set(), {}
 
     async def _close(self, owner: str, through: int, revision: int) -> None:
-        added: dict[str, Counts] = {}
         found = {key: one for key, one in self._found.get(owner, {}).items() if one[1] > through}
-        for record, _, state in found.values():
-            added.setdefault(record.queue, Counts()).add(record, state)
-        puts: list[Put] = lists_of(owner, list(found))
-        for queue, counts in added.items():
-            key = names.tally_key(queue, owner)
-            value, at = await self._bucket.last(key)
-            puts.append((key, counts.merge(Counts.parse(value or {})).as_json(self._clock()), at))
+        puts = await self._closed_counts.added_to(owner, [(record, state) for record, _, state in found.values()])
+        while len(puts) > QUEUES_PER_COMMIT:
+            await self._committer.commit(puts[:QUEUES_PER_COMMIT])
+            del puts[:QUEUES_PER_COMMIT]
         closed = {"through": through, "closed_ms": self._clock()}
-        puts.append((names.tally_owner_key(owner), closed, revision))
-        for start in range(0, len(puts), QUEUES_PER_COMMIT):
-            await self._committer.commit(puts[start : start + QUEUES_PER_COMMIT])
+        lists = lists_of(owner, list(found))  # they are there if the entry is closed, and only then
+        await self._committer.commit([*puts, *lists, (names.tally_owner_key(owner), closed, revision)])
 
     async def _move(self, owner: str) -> None:
         entries = [entry for entry in await self._bucket.page(0, 1 << 30, f"q.*.{owner}") if entry[1]]

@@ -180,7 +180,7 @@ class Reconciler:
         Returns how many were set right, and the last revision that was seen.
         """
         start_time = _core.format_rfc3339_ms(max(0, since_ms))
-        published = await self._published_since(start_time)
+        published, query = await self._published({"start_time": start_time})
         silent: dict[str, int] = {}
         live = self._leases.live_nodes()
         repaired = 0
@@ -208,14 +208,16 @@ class Reconciler:
                 self._propagator.forsake(record)
                 self._stale.left_by(record, revision)
                 repaired += 1
-        return repaired + await self._publish_missing(silent, start_time), after
+        return repaired + await self._publish_missing(silent, query), after
 
-    async def _publish_missing(self, silent: dict[str, int], start_time: str) -> int:
-        """Publish the work messages of those jobs, at these revisions, that still have none; how many."""
+    async def _publish_missing(self, silent: dict[str, int], query: dict[str, Any]) -> int:
+        """Publish the work messages of those jobs, at these revisions, that have none behind `query` either; how many.
+
+        Raises Unavailable.
+        """
         if not silent:
             return 0
-        # Most were on their way.
-        published = await self._published_since(start_time)
+        published, _ = await self._published(query)  # most were on their way
         silent = {job_id: revision for job_id, revision in silent.items() if (job_id, revision) not in published}
         missing = [
             (job_id, stored, revision)
@@ -227,9 +229,9 @@ class Reconciler:
             self._propagator.follow_or_doubt(_core.Record.parse(stored), stored, revision)
         return len(missing)
 
-    async def _published_since(self, start_time: str) -> set[tuple[str, int]]:
+    async def _published(self, query: dict[str, Any]) -> tuple[set[tuple[str, int]], dict[str, Any]]:
+        """Job id and revision of each work message from a place on, and the place behind the last of them."""
         published: set[tuple[str, int]] = set()
-        query: dict[str, Any] = {"start_time": start_time}
         while page := await self._stores.work.messages(query):
             for sequence, _, payload in page:
                 query = {"seq": sequence + 1}
@@ -238,7 +240,7 @@ class Reconciler:
                     published.add((_core.Record.parse(stored).id, revision))
                 except ValueError as error:
                     log.error("a foreign message in stream OJS is left alone: %s", error)
-        return published
+        return published, query
 
     async def _adopt_entered(self) -> None:
         """Adopt the claims that dead nodes held for longer than a moment."""

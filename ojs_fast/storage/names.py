@@ -165,7 +165,7 @@ def tally_owner_key(owner: str) -> str:
     return f"n.{owner}"
 
 
-def tally_list_key(owner: str, number: int) -> str:
+def tally_list_key(owner: str, number: int | str) -> str:
     """Key in `ojs-stats` of a part of what was counted when an owner was closed."""
     return f"l.{owner}.{number}"
 

@@ -7,6 +7,7 @@ is read back and compared with what was written. Knows bytes and revisions, no j
 import asyncio
 import re
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import Any
 
 import orjson
@@ -68,7 +69,7 @@ class Records:
         self, job_id: str, stored: bytes, revision: int, ttl_s: int, pending: "asyncio.Future[PubAck]"
     ) -> int:
         """The new revision. Raises RevisionConflict, or Unavailable when the outcome stays unknown."""
-        sequence, code, description = await self._outcome(pending, job_id, revision)
+        sequence, code, description = await _outcome(pending, partial(self.lost, job_id, revision))
         if code in OPEN:
             return await self._resolve(job_id, stored, revision, replace_headers(revision, ttl_s))
         return self._accepted(job_id, sequence, code, description)
@@ -89,7 +90,7 @@ class Records:
             await self._connection.ready()
         header = replace_headers(revision, ttl_s)
         pending = self._connection.write(_PREFIX + job_id, stored, header)
-        sequence, code, description = await self._outcome(pending, job_id, revision)
+        sequence, code, description = await _outcome(pending, partial(self.lost, job_id, revision))
         if code in OPEN:
             return await self._resolve(job_id, stored, revision, header)
         return self._accepted(job_id, sequence, code, description)
@@ -99,7 +100,7 @@ class Records:
         if not self._connection.is_up:
             await self._connection.ready()
         pending = self._connection.write(_PREFIX + job_id, stored, _CREATE)
-        sequence, code, description = await self._outcome(pending, job_id, 0)
+        sequence, code, description = await _outcome(pending, partial(self.lost, job_id, 0))
         try:
             if code in OPEN:
                 return await self._resolve(job_id, stored, 0, _CREATE)
@@ -129,10 +130,11 @@ class Records:
         notes = notes_of(writes) if self._connection.stages_in_memory else {}
         around = [(_PREFIX + key, piece) for key, piece in notes.items()]
         batch = [*((key, piece, b"") for key, piece in around), *batch, *((key, b"", NOTE_OVER) for key, _ in around)]
-        members = [(job_id, stored, revision) for job_id, stored, revision, _ in writes]
-        sequence, code, description = await self._outcome_of_batch(self._connection.write_batch(batch), members)
+        sequence, code, description = await _outcome(
+            self._connection.write_batch(batch), partial(self._all_lost, writes)
+        )
         if code in OPEN:
-            sequence = await self._resolve_batch(members)
+            sequence = await self._resolve_batch(writes)
             code = 0
         else:
             sequence -= len(notes)  # their markers come last
@@ -151,10 +153,15 @@ class Records:
         """
         await self._connection.ready()
         batch = [(_PREFIX + job_id, stored, _CREATE) for job_id, stored in records]
-        members = [(job_id, stored, 0) for job_id, stored in records]
-        sequence, code, description = await self._outcome_of_batch(self._connection.write_batch(batch), members)
+
+        def members() -> list[Member]:
+            return [(job_id, stored, 0, 0) for job_id, stored in records]
+
+        sequence, code, description = await _outcome(
+            self._connection.write_batch(batch), lambda: self._all_lost(members())
+        )
         if code in OPEN:
-            return await self._resolve_batch(members)
+            return await self._resolve_batch(members())
         if code == 0:
             return int(sequence)
         if code in CONFLICTS:
@@ -162,26 +169,6 @@ class Records:
         if len(records) > ATOMIC_BATCH_DEFAULT:
             raise BatchRefused(f"NATS refused a batch of {len(records)}: {description} (error {code})")
         raise Unavailable(f"JetStream refused the batch: {description} (error {code})")
-
-    async def _outcome(self, pending: "asyncio.Future[PubAck]", job_id: str, revision: int) -> PubAck:
-        """What became of a write; UNANSWERED when nobody tells."""
-        try:
-            return await pending
-        except Unavailable as error:
-            return 0, UNANSWERED, str(error)
-        except asyncio.CancelledError:
-            self.lost(job_id, revision)
-            raise
-
-    async def _outcome_of_batch(
-        self, pending: "asyncio.Future[PubAck]", members: list[tuple[str, bytes, int]]
-    ) -> PubAck:
-        try:
-            return await self._outcome(pending, members[-1][0], members[-1][2])
-        except asyncio.CancelledError:
-            for job_id, _, revision in members:
-                self.lost(job_id, revision)
-            raise
 
     async def _resolve(self, job_id: str, stored: bytes, revision: int, header: bytes) -> int:
         # The PubAck was lost: what lies there now tells whether the write was applied.
@@ -195,7 +182,7 @@ class Records:
                 if (found[1] if found else 0) != revision:
                     raise RevisionConflict(job_id)
                 pending = self._connection.write(_PREFIX + job_id, stored, header)
-                sequence, code, _ = await self._outcome(pending, job_id, revision)
+                sequence, code, _ = await _outcome(pending, lambda: None)  # whatever ends this is told below
                 if code == 0:
                     return sequence
                 if code == WRITE_UNDER_WAY:
@@ -209,8 +196,8 @@ class Records:
         self.lost(job_id, revision)
         raise Unavailable("the NATS connection is lost again and again")
 
-    async def _resolve_batch(self, records: list[tuple[str, bytes, int]]) -> int:
-        job_id, stored, _ = records[-1]
+    async def _resolve_batch(self, members: list[Member]) -> int:
+        job_id, stored, _, _ = members[-1]
         try:
             await self._connection.ready()
             found = await self.get(job_id)
@@ -218,9 +205,12 @@ class Records:
                 return found[1]
             raise Unavailable("the batch was not committed before the NATS connection was lost")  # noqa: TRY301 - as below
         except (Unavailable, asyncio.CancelledError):
-            for one, _, revision in records:
-                self.lost(one, revision)
+            self._all_lost(members)
             raise
+
+    def _all_lost(self, members: list[Member]) -> None:
+        for job_id, _, revision, _ in members:
+            self.lost(job_id, revision)
 
     def lost(self, job_id: str, revision: int) -> None:
         """Nobody waits for the outcome of a write any more: it has landed, may land at any time, or never will."""
@@ -317,6 +307,17 @@ class Records:
         marker = headers(Nats_Expected_Last_Subject_Sequence=revision, KV_Operation="DEL", Nats_TTL=f"{ttl_s}s")
         await self._connection.ready()
         self._accepted(job_id, *await self._connection.write(_PREFIX + job_id, b"", marker))
+
+
+async def _outcome(pending: "asyncio.Future[PubAck]", cancelled: Callable[[], None]) -> PubAck:
+    """What became of a write; UNANSWERED when nobody tells. `cancelled` is called when nobody waits any more."""
+    try:
+        return await pending
+    except Unavailable as error:
+        return 0, UNANSWERED, str(error)
+    except asyncio.CancelledError:
+        cancelled()
+        raise
 
 
 def notes_of(members: list[Member]) -> dict[str, bytes]:

@@ -13,10 +13,11 @@ import httpx
 import nats
 import pytest
 
+from loadtest.cpu import rss_bytes
 from tests.api.checks import TROUBLE, job_untouched, nothing_enqueued, queue_total, refusal, worker_ids
 from tests.api.wire import Wire, ask, head, post
 from tests.support.api import Api, unique_queue
-from tests.support.processes import poll, rss_bytes
+from tests.support.processes import poll
 from tests.support.server import Server
 
 Body = dict[str, Any]

@@ -745,6 +745,23 @@ OF_THE_LEADER: list[Scenario] = [promotion, promotion_of_a_retry, expiry, occurr
 TIMED: list[Scenario] = [*OF_THE_LEADER, end_of_a_reservation]
 
 
+def each_death(name: str, one: Callable[[int | None], list[str]]) -> None:
+    """`one(writes)` lets a server die after so many writes, None = behind the last; it tells what was written."""
+    written = one(None)
+    assert written, f"{name} writes nothing"
+    sys.stdout.write(f"{name}: {written}\nOJS_KILL_SEED={SEED}\n")
+    numbers = range(len(written))
+    chosen = sorted(random.Random(SEED).sample(numbers, min(DEATHS or len(written), len(written))))
+    with ThreadPoolExecutor(AT_ONCE) as pool:
+        plays = {number: pool.submit(one, number) for number in chosen}
+    failures = [
+        f"before write {number} ({written[number]}): {failure!r} {getattr(failure, '__notes__', '')}"
+        for number, play in plays.items()
+        if (failure := play.exception()) is not None
+    ]
+    assert not failures, "\n".join([f"{name}, which writes {written}", *failures])
+
+
 class Play:
     """One scenario, again and again: behind its last write first, then before each of them (or of some)."""
 
@@ -753,20 +770,8 @@ class Play:
         self._is_timed = scenario in TIMED
 
     def all(self, one: Callable[[int | None], list[str]]) -> None:
-        """`one(writes)` lets a server die after so many writes, None = behind the last; it tells what was written."""
-        written = one(None)
-        assert written, f"{self._scenario.__name__} writes nothing"
-        sys.stdout.write(f"{self._scenario.__name__}: {written}\nOJS_KILL_SEED={SEED}\n")
-        numbers = range(len(written))
-        chosen = sorted(random.Random(SEED).sample(numbers, min(DEATHS or len(written), len(written))))
-        with ThreadPoolExecutor(AT_ONCE) as pool:
-            plays = {number: pool.submit(one, number) for number in chosen}
-        failures = [
-            f"before write {number} ({written[number]}): {failure!r} {getattr(failure, '__notes__', '')}"
-            for number, play in plays.items()
-            if (failure := play.exception()) is not None
-        ]
-        assert not failures, "\n".join([f"{self._scenario.__name__}, which writes {written}", *failures])
+        """See `each_death`."""
+        each_death(self._scenario.__name__, one)
 
     def until_death(self, doomed: Doomed, acts: Iterator[None], writes: int | None) -> list[str]:
         """Prepare, act, and die; what was written (only if `writes` is None)."""

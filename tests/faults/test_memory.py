@@ -8,9 +8,9 @@ from collections.abc import Callable
 
 import pytest
 
+from loadtest.cpu import rss_bytes
 from tests.support.api import unique_queue
 from tests.support.load import connections
-from tests.support.processes import rss_bytes
 from tests.support.server import Server
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(300)]

@@ -12,11 +12,11 @@ from collections.abc import AsyncIterator, Iterator
 import orjson
 import pytest
 
+from loadtest.cpu import rss_bytes
 from ojs_fast.api.overload import START
 from tests.support.api import unique_queue
 from tests.support.load import HEAD, connections
 from tests.support.nats import Nats
-from tests.support.processes import rss_bytes
 from tests.support.server import Server
 
 pytestmark = [pytest.mark.faults, pytest.mark.slow, pytest.mark.timeout(120)]

@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
+from loadtest.cpu import rss_bytes
 from tests.fuzz.requests import Request, request
-from tests.support.processes import rss_bytes
 from tests.support.server import Server
 
 COUNT = int(os.environ.get("OJS_FUZZ_COUNT", "3000"))

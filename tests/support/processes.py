@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 import time
@@ -69,12 +68,6 @@ def _running(pid: int) -> list[tuple[Process, int]]:
         if fields[0] not in "ZX":
             return [(Process(pid, int(fields[19])), int(fields[1]))]
     return []
-
-
-def rss_bytes(pid: int) -> int:
-    """Resident memory of a process."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
 
 
 def unread_bytes(port: int) -> int:
