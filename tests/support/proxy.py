@@ -98,8 +98,10 @@ _KINDS = {
     "ojs.events.": "event",
     "$JS.API.CONSUMER.MSG.NEXT.OJS.": "pull",
     "$KV.ojs-retry.": "retry index",
+    "$KV.ojs-stats.": "counts",
     "$KV.ojs-nodes.": "",
     "$KV.ojs-workers.": "",
+    "$JS.API.DIRECT.GET.KV_ojs-workflows": "",  # the leader's look every second; no test here has a workflow
     "$JS.FC.": "",
     "$JS.ACK.": "",
 }
