@@ -57,10 +57,12 @@ def _free_port() -> int:
 
 
 @contextmanager
-def running(module: tuple[str, ...], directory: Path, durability: str, *, workers: int = 1) -> Iterator[Running]:
+def running(
+    module: tuple[str, ...], directory: Path, durability: str, *, workers: int = 1, **settings: str
+) -> Iterator[Running]:
     """Start a server on an empty data directory below `directory`, wait for it, stop it, remove its data.
 
-    Raises BenchError.
+    `settings` are further variables. Raises BenchError.
     """
     with tempfile.TemporaryDirectory(prefix="ojs-bench-", dir=directory) as scratch:
         port = _free_port()
@@ -73,6 +75,7 @@ def running(module: tuple[str, ...], directory: Path, durability: str, *, worker
             OJS_WORKERS=str(workers),
             OJS_LOG_LEVEL="warning",
             OJS_LOG_FORMAT="text",
+            **settings,
         )
         with log.open("wb") as output:
             process = subprocess.Popen(

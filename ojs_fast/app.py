@@ -22,6 +22,7 @@ from blacksheep import Application, Content, Response, StreamedContent
 from blacksheep import Request as WebRequest
 
 from ojs_fast import logs
+from ojs_fast.api.access_log import AccessLog
 from ojs_fast.api.admin import AdminHandlers
 from ojs_fast.api.bulk import BulkHandlers
 from ojs_fast.api.channels import Channels
@@ -70,12 +71,21 @@ BOOT_ID = "OJS_INTERNAL_BOOT_ID"
 class OjsApplication(Application):
     """BlackSheep with the direct lane in front."""
 
-    def __init__(self, node: Node, gate: Gate, table: list[Route], sockets: SocketHandlers, servers: list[str]) -> None:
+    def __init__(
+        self,
+        node: Node,
+        gate: Gate,
+        table: list[Route],
+        sockets: SocketHandlers,
+        servers: list[str],
+        access_log: AccessLog | None,
+    ) -> None:
         super().__init__()
         self._node = node
         self._gate = gate
         self._sockets = sockets
         self._servers = servers
+        self._access_log = access_log
         self._ending: asyncio.Task[None] | None = None
         self._lane = {
             (r.method, r.path): (r.handler, _scope(r), node.metrics.requests(r.operation))
@@ -144,6 +154,8 @@ class OjsApplication(Application):
 
     async def _close(self, _: Application) -> None:
         await self._node.close()
+        if self._access_log is not None:
+            self._access_log.flush()
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Any) -> None:
         """Serve one ASGI connection."""
@@ -170,7 +182,7 @@ class OjsApplication(Application):
         began_s = perf_counter()
         request = Request(scope, receive)
         reply = await self._gate.run(handler, request, needed)
-        times[reply.status].observe(perf_counter() - began_s)
+        self._answered(scope, request, reply, began_s, times)
         await send({"type": "http.response.start", "status": reply.status, "headers": reply_headers(request, reply)})
         if reply.stream is not None:
             await _send_stream(request, reply.stream, send)
@@ -186,29 +198,44 @@ class OjsApplication(Application):
             scope: Any = web_request.scope
             request = Request(scope, scope["ojs.receive"], params)
             reply = await self._gate.run(handler, request, needed)
-            times[reply.status].observe(perf_counter() - began_s)
+            self._answered(scope, request, reply, began_s, times)
             if reply.stream is not None:
                 return _streamed(request, reply, reply.stream)
             return _response(request, reply)
 
         return run
 
+    def _answered(
+        self, scope: dict[str, Any], request: Request, reply: Reply, began_s: float, times: RequestTimes | None
+    ) -> None:
+        took_s = perf_counter() - began_s
+        if times is not None:
+            times[reply.status].observe(took_s)
+        if self._access_log is not None:
+            self._access_log.tell(scope, request, reply, took_s)
+
     async def _not_found(self, web_request: WebRequest) -> Response:
+        began_s = perf_counter()
         scope: Any = web_request.scope
         request = Request(scope, scope["ojs.receive"])
+        reply = self._refusal(scope, request)
+        self._answered(scope, request, reply, began_s, None)
+        return _response(request, reply)
+
+    def _refusal(self, scope: dict[str, Any], request: Request) -> Reply:
         allowed = methods_of(self._table, scope["path"])
         method, path = scope["method"], scope["path"][:200]
         if allowed:
             wrong = MethodNotAllowed(f"{method} is not possible on {path}; expected {' or '.join(allowed)}.")
             reply = error_reply(wrong, request)
             reply.headers.append((b"allow", ", ".join(allowed).encode()))
-            return _response(request, reply)
+            return reply
         missing = NotFound(
             f"There is no endpoint {method} {path}.",
             details={"resource_type": "endpoint", "resource_id": path},
             hint="GET /ojs/manifest lists what this server offers.",
         )
-        return _response(request, error_reply(missing, request))
+        return error_reply(missing, request)
 
 
 def _scope(route: Route) -> Scope | None:
@@ -266,7 +293,8 @@ def build(settings: Settings, servers: list[str], boot_id: str = "") -> OjsAppli
         DocumentHandlers(settings.max_body_bytes),
         with_reset=settings.enable_reset,
     )
-    return OjsApplication(node, gate, otel.requests(table) if otel else table, sockets, servers)
+    access_log = AccessLog(settings.log_format) if settings.access_log else None
+    return OjsApplication(node, gate, otel.requests(table) if otel else table, sockets, servers, access_log)
 
 
 def create_app() -> OjsApplication:

@@ -316,6 +316,10 @@ TABLE: tuple[Setting, ...] = (
         "JSON lines or text on standard error; auto is text on a terminal",
     ),
     Setting(
+        "OJS_ACCESS_LOG", "access_log", _bool, "false", "true or false",
+        "log a line for each request, whatever OJS_LOG_LEVEL is",
+    ),
+    Setting(
         "OJS_OTEL_ENABLED", "otel_enabled", _choice("true", "false", "auto"), "auto", "true, false or auto",
         "send OpenTelemetry traces; auto sends them when one of the next two is set",
     ),
@@ -379,6 +383,7 @@ class Settings:
     backend_wait_ms: int
     log_level: str
     log_format: str
+    access_log: bool
     otel_enabled: str
     otel_endpoint: str = field(repr=False)
     otlp_endpoint: str = field(repr=False)

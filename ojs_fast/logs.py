@@ -5,10 +5,12 @@ Owns the format of a log line. Must not know what is logged.
 
 from __future__ import annotations
 
+import asyncio
 import json
 import logging
 import logging.config
 import sys
+import time
 from contextvars import ContextVar
 from datetime import UTC, datetime
 from typing import Any
@@ -16,6 +18,7 @@ from typing import Any
 import orjson
 
 COMPONENT = "server"
+GATHER_S = 0.1
 
 #: the X-Request-Id of the request that goes on here, b"" outside of requests
 REQUEST_ID: ContextVar[bytes] = ContextVar("request_id", default=b"")
@@ -44,21 +47,35 @@ def _extras(record: logging.LogRecord) -> dict[str, Any]:
     return {key: value for key, value in vars(record).items() if key not in _STANDARD}
 
 
+def _json_head(created_s: float, levelno: int, logger: str, message: str) -> dict[str, Any]:
+    severity, number = _severity(levelno)
+    when = datetime.fromtimestamp(created_s, UTC)
+    return {
+        "timestamp": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
+        "severity": severity,
+        "severity_number": number,
+        "message": message,
+        "component": COMPONENT,
+        "logger": logger,
+    }
+
+
+def _text_line(created_s: float, levelno: int, message: str, extras: dict[str, Any]) -> str:
+    when = datetime.fromtimestamp(created_s).astimezone()
+    told = "".join(f"  {key}={value!r}" for key, value in extras.items())
+    return f"{when:%H:%M:%S}.{when.microsecond // 1000:03d} {_severity(levelno)[0]:5} {message}{told}"
+
+
+def _printable(text: str) -> str:
+    return text.translate(_CONTROL).encode("utf-8", "backslashreplace").decode()
+
+
 class JsonFormatter(logging.Formatter):
     """One JSON object a line; a record never fails to be written, whatever its extras hold."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Render the record."""
-        severity, number = _severity(record.levelno)
-        when = datetime.fromtimestamp(record.created, UTC)
-        line: dict[str, Any] = {
-            "timestamp": when.isoformat(timespec="milliseconds").replace("+00:00", "Z"),
-            "severity": severity,
-            "severity_number": number,
-            "message": record.getMessage(),
-            "component": COMPONENT,
-            "logger": record.name,
-        }
+        line = _json_head(record.created, record.levelno, record.name, record.getMessage())
         if record.exc_info and record.exc_info[0] is not None:
             line["exception.type"] = record.exc_info[0].__name__
             line["exception.message"] = str(record.exc_info[1])
@@ -89,12 +106,46 @@ class TextFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         """Render the record."""
-        when = datetime.fromtimestamp(record.created).astimezone()
-        extras = "".join(f"  {key}={value!r}" for key, value in _extras(record).items())
-        text = f"{when:%H:%M:%S}.{int(record.msecs):03d} {_severity(record.levelno)[0]:5} {record.getMessage()}{extras}"
+        text = _text_line(record.created, record.levelno, record.getMessage(), _extras(record))
         if record.exc_info:
             text += "\n" + self.formatException(record.exc_info)
-        return text.translate(_CONTROL).encode("utf-8", "backslashreplace").decode()
+        return _printable(text)
+
+
+class Lines:
+    """Lines beside the standard library's logging, for what happens thousands of times a second.
+
+    A record of `logging`, its filters, its lock and a write of its own cost more than what the line tells of. These
+    are gathered for GATHER_S and leave in one write; a killed process loses the last ones.
+    """
+
+    def __init__(self, logger: str, log_format: str) -> None:
+        """`log_format` is a value of OJS_LOG_FORMAT."""
+        self._logger = logger
+        self._is_text = _is_text(log_format)
+        self._lines: list[str] = []
+
+    def info(self, message: str, extras: dict[str, Any]) -> None:
+        """Log a line with these fields within GATHER_S; called in the event loop."""
+        now_s = time.time()
+        if self._is_text:
+            line = _printable(_text_line(now_s, logging.INFO, message, extras))
+        else:
+            line = _dump(_json_head(now_s, logging.INFO, self._logger, message) | extras)
+        if not self._lines:
+            asyncio.get_running_loop().call_later(GATHER_S, self.flush)
+        self._lines.append(line)
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        lines, self._lines = self._lines, []
+        if lines:
+            sys.stderr.write("\n".join([*lines, ""]))
+            sys.stderr.flush()
+
+
+def _is_text(log_format: str) -> bool:
+    return log_format == "text" or (log_format == "auto" and sys.stderr.isatty())
 
 
 def dict_config(level: str, log_format: str) -> dict[str, Any]:
@@ -103,9 +154,7 @@ def dict_config(level: str, log_format: str) -> dict[str, Any]:
     `level` and `log_format` are values of OJS_LOG_LEVEL and OJS_LOG_FORMAT. It is picklable, so Granian can apply it
     in each worker.
     """
-    if log_format == "auto":
-        log_format = "text" if sys.stderr.isatty() else "json"
-    formatter = TextFormatter if log_format == "text" else JsonFormatter
+    formatter = TextFormatter if _is_text(log_format) else JsonFormatter
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -120,7 +169,7 @@ def dict_config(level: str, log_format: str) -> dict[str, Any]:
             }
         },
         "root": {"level": level.upper(), "handlers": ["server"]},
-        # Granian's own lines: only what went wrong; requests are not logged
+        # Granian's own lines: only what went wrong; requests are logged by `api.access_log`
         "loggers": {
             "_granian": {"level": "WARNING", "handlers": [], "propagate": True},
             "granian.access": {"level": "ERROR", "handlers": [], "propagate": True},

@@ -57,7 +57,9 @@ class Deadlines:
             self._task = None
 
     def set(self, key: str, due_ms: int) -> None:
-        """Arm or move one deadline (epoch ms)."""
+        """Arm or move one deadline (ms of the clock given)."""
+        # A steady clock may begin at the boot of the machine, and what is long overdue was due before that.
+        due_ms = max(due_ms, 0)
         first = self._heap.next_due_ms()
         self._heap.push(key, due_ms)
         if first < 0 or due_ms < first:

@@ -148,6 +148,26 @@ async def test_running_jobs_stay_with_their_workers(node: Node, wall: WallClock,
     await node.settler.ack(held["id"], "w", b"")
 
 
+async def test_what_was_due_before_the_machine_started_is_due_now(
+    nats: Nats, wall: WallClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The power came back after hours: the steady clock is at seconds, and the claims of before ended long ago."""
+    monkeypatch.setattr("ojs_fast.node.steady_ms", lambda: time.monotonic_ns() // 1_000_000 - booted_ms)
+    booted_ms = time.monotonic_ns() // 1_000_000 - 5_000
+    node = Node(Settings.from_env({}), clock=wall)
+    await node.open([nats.url])
+    try:
+        await enqueue(node, visibility_timeout_ms=1_800_000)
+        [job] = await fetch(node)
+        claim = node.claims.take(job["id"])
+        assert claim is not None
+        wall.jump(3)
+        node.claims.hold(claim)
+        await eventually(lambda: state(node, job["id"], "available"), "its reservation has ended")
+    finally:
+        await node.close()
+
+
 async def test_retries_come_though_the_clock_goes_on(node: Node, wall: WallClock) -> None:
     """A retry that waits is promoted once when the clock passes its time."""
     job_id = await enqueue(node, retry={"initial_interval": "PT30M", "jitter": False})

@@ -1,0 +1,43 @@
+"""A line for each request (OJS_ACCESS_LOG), in the fields of OpenTelemetry's conventions.
+
+Query strings are left out: they may hold secrets.
+"""
+
+from typing import Any
+
+from ojs_fast.api.http import Reply, Request
+from ojs_fast.logs import Lines
+
+# Whatever a client asks for ends up in the log.
+MOST_PATH = 500
+
+
+class AccessLog:
+    """Tells of requests that were answered."""
+
+    def __init__(self, log_format: str) -> None:
+        """`log_format` is a value of OJS_LOG_FORMAT."""
+        self._lines = Lines("ojs_fast.access", log_format)
+
+    def tell(self, scope: dict[str, Any], request: Request, reply: Reply, took_s: float) -> None:
+        """Log one; `took_s` is the time from its headers to its answer, of a stream to its beginning."""
+        method, path, status = scope["method"], scope["path"][:MOST_PATH], reply.status
+        client = scope.get("client")
+        shown = path if path.isprintable() else repr(path)[1:-1]
+        self._lines.info(
+            f"{method} {shown} {status}",
+            {
+                "http.request.method": method,
+                "url.path": path,
+                "http.response.status_code": status,
+                "http.request.body.size": len(request.body),
+                "http.response.body.size": len(reply.body),
+                "duration_ms": round(took_s * 1000, 3),
+                "client.address": client[0] if client else "",
+                "request_id": request.request_id.decode("ascii"),
+            },
+        )
+
+    def flush(self) -> None:
+        """Write what was gathered."""
+        self._lines.flush()
