@@ -179,7 +179,15 @@ class Node:
             clock,
         )
         self.workers = Workers(
-            self.stores, self.claims, self.jobs, self.settler, self.tracing, self.node_id, clock, steady_ms
+            self.stores,
+            self.claims,
+            self.jobs,
+            self.settler,
+            self.events,
+            self.tracing,
+            self.node_id,
+            clock,
+            steady_ms,
         )
         self.dead_letters = DeadLetters(self.stores, self.jobs, self.events)
         self.promoter = Promoter(
@@ -401,6 +409,7 @@ class Node:
                     self.propagator.doubt(job_id)
                 await self.reconciler.after_cut()
                 await self.reconciler.after_deaths()
+                await self.reconciler.sweep()
                 if self.leases.is_leader and await self.reconciler.run():
                     self.auditor.node_died()
             except Unavailable as error:

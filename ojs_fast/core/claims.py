@@ -29,7 +29,8 @@ TRY_AGAIN_MS = 1000
 class Claim:
     """One active job. `record` and `revision` are as last written; `visible_ms` is the reservation's end.
 
-    `heeded` is the revision of the entry in `ojs-active` that was heeded last.
+    `visible_ms` is epoch ms by the wall clock of when the claim was made; from `Claims.hold` on the two deadlines of
+    the steady clock count. `heeded` is the revision of the entry in `ojs-active` that was heeded last.
     """
 
     record: _core.Record
@@ -37,16 +38,14 @@ class Claim:
     visible_ms: int
     entered: bool = False
     heeded: int = 0
+    #: when the reservation and the execution time end (ms of the steady clock); unset before the first `hold`
+    visible_at_ms: int | None = None
+    timeout_at_ms: int = 0
 
     @property
-    def timeout_ms(self) -> int:
-        """When the execution time ends (epoch ms, by the wall clock that started it)."""
-        return int(self.record.started_ms + self.record.timeout_ms)
-
-    @property
-    def due_ms(self) -> int:
-        """Whichever deadline comes first (epoch ms, as above)."""
-        return min(self.visible_ms, self.timeout_ms)
+    def is_timed_out(self) -> bool:
+        """Whether it is the execution time that ends first."""
+        return self.visible_at_ms is not None and self.timeout_at_ms <= self.visible_at_ms
 
 
 def active_entry(worker_id: str, node_id: str, visible_ms: int, now_ms: int) -> dict[str, Any]:
@@ -128,7 +127,12 @@ class Claims:
         self._arm(job_id, claim)
 
     def _arm(self, job_id: str, claim: Claim) -> None:
-        self._deadlines.set(job_id, self._steady() + claim.due_ms - self._clock())
+        if claim.visible_at_ms is None:
+            # Once: a wall clock that is put right later must move no deadline.
+            between_ms = self._steady() - self._clock()
+            claim.visible_at_ms = claim.visible_ms + between_ms
+            claim.timeout_at_ms = int(claim.record.started_ms + claim.record.timeout_ms) + between_ms
+        self._deadlines.set(job_id, min(claim.visible_at_ms, claim.timeout_at_ms))
 
     def get(self, job_id: str) -> Claim | None:
         """Look without taking."""
@@ -155,10 +159,10 @@ class Claims:
             self._outbox.delete(names.ACTIVE, names.attempt_key(job_id, claim.record.attempt))
 
     def extend(self, job_id: str, visible_ms: int) -> None:
-        """Move the end of a reservation."""
+        """Move the end of a reservation (epoch ms, by the wall clock of now)."""
         claim = self._held.get(job_id)
         if claim is not None:
-            claim.visible_ms = visible_ms
+            claim.visible_at_ms = self._steady() + visible_ms - self._clock()
             self._arm(job_id, claim)
             self._enter(job_id, claim)
 
@@ -199,10 +203,12 @@ class Claims:
     def _enter(self, job_id: str, claim: Claim, *, only_new: bool = False) -> None:
         claim.entered = True
         self._fresh.pop(job_id, None)
+        now_ms = self._clock()
+        visible_ms = claim.visible_ms if claim.visible_at_ms is None else claim.visible_at_ms - self._steady() + now_ms
         self._outbox.put(
             names.ACTIVE,
             names.attempt_key(job_id, claim.record.attempt),
-            active_entry(claim.record.worker_id, self._node_id, claim.visible_ms, self._clock()),
+            active_entry(claim.record.worker_id, self._node_id, visible_ms, now_ms),
             only_new=only_new,
         )
 

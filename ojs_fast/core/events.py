@@ -8,6 +8,7 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
+from ojs_fast.core.event_data import MEMBERS, trace_id
 from ojs_fast.core.metrics import Metrics
 from ojs_fast.errors import InvalidRequest
 from ojs_fast.storage.event_log import EventLog
@@ -30,16 +31,23 @@ class Events:
 
         `before` is the state that it left, where the type of event does not tell.
         """
+        self._metrics.observe(event_type, record, before)
+        if event_type == "job.enqueued" and record.state == "pending":
+            return  # it is announced when it is activated (ojs-events section 4.1)
+        members = MEMBERS.get(event_type)
+        if members is not None:
+            extra = members(record) + extra
+        if traced := trace_id(record):
+            extra += f',"trace_id":{_core.quote_json(traced)}'
         if before:
             extra += f',"previous_state":"{before}"'
         now_ms = self._clock()
         event = _core.job_event(record, event_type, self._ids.next(now_ms), self._source, now_ms, extra)
-        self._log.append(event_type, event)
-        self._metrics.observe(event_type, record, before)
+        self._log.append(event_type, record.id, event)
 
     def announce(self, event_type: str, subject: str, data: dict[str, Any]) -> None:
         """Announce something that is no change of a job."""
-        self._log.append(event_type, orjson.dumps(self.envelope(event_type, subject, data)))
+        self._log.append(event_type, subject, orjson.dumps(self.envelope(event_type, subject, data)))
 
     def envelope(self, event_type: str, subject: str, data: dict[str, Any]) -> dict[str, Any]:
         """An event that happens now, not announced."""

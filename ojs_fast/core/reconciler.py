@@ -35,9 +35,15 @@ READ_AT_ONCE = 500
 WALKS_AFTER_A_CUT = 2
 CUT_MARGIN_MS = 2000
 AUDIT_AFTER_S = 2.0
+# A claim that nobody holds, for whatever reason, is found within this time.
+SWEEP_S = 60.0
 # With several NATS servers, what was sent to one that stood still may land long after its sender was reconciled, and a
 # new leader of a consumer may not know at first what the old one had delivered.
 LATE_S = (10, 30, 60)
+
+
+# What is done about a message: its sequence and revision, the record as it is now, the live nodes.
+_Inspect = Callable[[int, int, tuple[bytes, int] | None, set[str]], Awaitable[None]]
 
 
 class Reconciler:
@@ -73,6 +79,7 @@ class Reconciler:
         # The last revision that a replay saw, and when to look behind it.
         self._seen = 0
         self._late: list[float] = []
+        self._sweep_due = time.monotonic() + SWEEP_S
         stores.connection.on_disconnect(self._cut_off)
 
     def elected(self) -> None:
@@ -119,6 +126,16 @@ class Reconciler:
             await self._stale.audit({"start_time": since}, "ojs.queue.>", whole=True)
             await self._settler.recheck(self._leases.live_nodes())
             self._audit_due = None
+
+    async def sweep(self) -> None:
+        """On any node, every SWEEP_S: look for claims that nobody holds, its own and, on the leader, of dead nodes.
+
+        Raises Unavailable.
+        """
+        if time.monotonic() < self._sweep_due:
+            return
+        await self._walk_in_flight(self._inspect_claim)
+        self._sweep_due = time.monotonic() + SWEEP_S
 
     async def _audit_work(self) -> None:
         # Publishes that were repeated, and acknowledgements that a killed NATS has forgotten.
@@ -258,7 +275,7 @@ class Reconciler:
                 elif record.node_id not in live:
                     await self._settler.adopt_record(record, revision)
 
-    async def _walk_in_flight(self) -> None:
+    async def _walk_in_flight(self, inspect: _Inspect | None = None) -> None:
         """Look at every message that was delivered, not acknowledged, and not parked by a live node."""
         parked = await self.parked()
         for info in await self._stores.work.consumers():
@@ -272,9 +289,10 @@ class Reconciler:
                 if not page:
                     break
                 after = page[-1][0]
-                await self._inspect([one for one in page if one[0] <= delivered and one[0] not in parked])
+                found = [one for one in page if one[0] <= delivered and one[0] not in parked]
+                await self._inspect(found, inspect or self._inspect_one)
 
-    async def _inspect(self, messages: list[tuple[int, str, bytes]]) -> None:
+    async def _inspect(self, messages: list[tuple[int, str, bytes]], inspect: _Inspect) -> None:
         works: list[tuple[int, int, str]] = []
         for sequence, _, payload in messages:
             try:
@@ -285,7 +303,17 @@ class Reconciler:
         found = await self._stores.records.get_many(job_id for _, _, job_id in works)
         live = self._leases.live_nodes()
         for sequence, revision, job_id in works:
-            await self._inspect_one(sequence, revision, found.get(job_id), live)
+            await inspect(sequence, revision, found.get(job_id), live)
+
+    async def _inspect_claim(self, _: int, __: int, found: tuple[bytes, int] | None, live: set[str]) -> None:
+        record = _parse(found[0], "") if found else None
+        if found is None or record is None or record.state != "active" or self._propagator.is_held(record.id):
+            return
+        if record.node_id == self._leases.node_id:
+            await self._settler.adopt_lost(record.id)
+        elif record.node_id not in live and self._leases.is_leader:
+            log.warning("a dead node's claim had no holder", extra={"ojs.job_id": record.id})
+            await self._settler.adopt_record(record, found[1])
 
     async def _inspect_one(self, sequence: int, revision: int, found: tuple[bytes, int] | None, live: set[str]) -> None:
         record = _parse(found[0], "") if found else None

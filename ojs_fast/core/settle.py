@@ -32,6 +32,8 @@ RECHECKED_AT_ONCE = 500
 Change = Callable[[_core.Record, int], None]
 # The record and its bytes as written.
 Settled = tuple[_core.Record, bytes]
+# State, attempt and node: what tells one claim of a job from another.
+_Identity = tuple[str, int, str]
 
 
 class Settler:
@@ -109,10 +111,9 @@ class Settler:
 
     def _announce_failure(self, record: _core.Record, failure: Failure) -> None:
         job_log.failed(record, failure)
-        code = _core.quote_json(failure.code)
-        self._events.job("job.failed", record, f',"error":{{"code":{code}}}')
+        self._events.job("job.failed", record)
         if record.state == "retryable":
-            self._events.job("job.retrying", record, f',"retry_delay_ms":{record.retry_delay_ms}')
+            self._events.job("job.retrying", record)
         elif record.state == "discarded":
             self._events.job("job.discarded", record)
 
@@ -126,12 +127,12 @@ class Settler:
 
     async def _write_settled(self, job_id: str, worker_id: str, operation: str, apply: Change) -> Settled:
         claim = self._claims.take(job_id)
+        ours = _identity(claim.record) if claim is not None else None
         for _ in range(ATTEMPTS):
-            if claim is None:
-                record, _, revision = await self._jobs.load(job_id)
-            else:
-                record, revision = claim.record, claim.revision
+            record, revision = (claim.record, claim.revision) if claim else await self._load(job_id, ours)
             before, ack_subject, holder, at = record.state, record.ack_subject, record.node_id, revision
+            if holder == self._node_id:
+                ours = _identity(record)
             try:
                 check_holder(record, worker_id, operation)
                 apply(record, self._clock())
@@ -147,7 +148,7 @@ class Settler:
                 stored = self._jobs.fit(record)
             except PayloadTooLarge:
                 self._tallies.drop(period)
-                self._resume(job_id)
+                self._resume(job_id, ours)
                 raise
             try:
                 revision = await self._stores.records.replace(job_id, stored, revision, self._retention.ttl_s(record))
@@ -157,7 +158,7 @@ class Settler:
                 continue
             except (Unavailable, asyncio.CancelledError):
                 self._tallies.doubt(period, job_id)
-                self._resume(job_id)
+                self._resume(job_id, ours)
                 raise
             if period is not None:
                 period.count(record)
@@ -166,7 +167,16 @@ class Settler:
             if published is not None:
                 await self._propagator.published(job_id, published)
             return record, stored
+        self._resume(job_id, ours)
         raise BackendUnavailable(f"Job '{job_id}' is being changed by too many clients at once.")
+
+    async def _load(self, job_id: str, ours: _Identity | None) -> tuple[_core.Record, int]:
+        try:
+            record, _, revision = await self._jobs.load(job_id)
+        except (Unavailable, asyncio.CancelledError):
+            self._resume(job_id, ours)
+            raise
+        return record, revision
 
     def _let_go(self, job_id: str, claim: Claim | None, ack_subject: str, holder: str, revision: int) -> None:
         self._claims.settled(job_id, claim)
@@ -175,23 +185,36 @@ class Settler:
         if holder != self._node_id:
             self._stores.connection.send(names.node_subject(holder), b"%s %d" % (job_id.encode(), revision))
 
-    def _resume(self, job_id: str) -> None:
-        # Nothing was written, or nobody knows. If nothing was, the worker still has the job: adopt it again.
-        # Until then nobody may take it for a claim that got lost.
+    def _resume(self, job_id: str, ours: _Identity | None) -> None:
+        # Nothing was written, or nobody knows. If nothing was, the worker still has the job: adopt it again, if it was
+        # this node that held it. Until then nobody may take it for a claim that got lost.
+        if ours is None:
+            return
         self._claims.begin(job_id)
 
         async def adopt() -> None:
-            await self.adopt(job_id)
+            await self._adopt(job_id, ours)
             self._claims.end(job_id)
 
         self._propagator.call_later(adopt)
 
-    async def adopt(self, job_id: str) -> None:
-        """Hold the claim of an active job as the record tells it. Raises Unavailable."""
+    async def _adopt(self, job_id: str, ours: _Identity) -> None:
         found = await self._stores.records.certain(job_id)
         if found is None:
             return
-        await self.adopt_record(_core.Record.parse(found[0]), found[1])
+        record = _core.Record.parse(found[0])
+        if _identity(record) == ours:
+            await self.adopt_record(record, found[1])
+
+    async def adopt_lost(self, job_id: str) -> None:
+        """Hold a claim of this node that it lost sight of, whatever went wrong. Raises Unavailable."""
+        found = await self._stores.records.get(job_id)
+        if found is None or self._claims.has(job_id):
+            return
+        record = _core.Record.parse(found[0])
+        if record.state == "active" and record.node_id == self._node_id:
+            log.warning("a claim that nobody held is held again", extra={"ojs.job_id": job_id})
+            await self.adopt_record(record, found[1])
 
     async def adopt_record(self, record: _core.Record, revision: int) -> None:
         """Hold the claim of this record if it is active, with a deadline that heartbeats extended.
@@ -260,18 +283,19 @@ class Settler:
         job_id = claim.record.id
         entry = await self._active.get(names.attempt_key(job_id, claim.record.attempt))
         # The claim is due by a clock that does not jump, so the wall clock has no say in which deadline it was.
-        is_timeout = claim.timeout_ms <= claim.visible_ms
+        is_timeout = claim.is_timed_out
         if entry is not None and entry[1] > claim.heeded:
             claim.heeded = entry[1]
             extended_ms = reserved_until_ms(entry[0], self._clock())
-            if extended_ms > claim.visible_ms:
+            if extended_ms > self._clock() and not is_timeout:
                 self._claims.extend(job_id, extended_ms)
-                if not is_timeout:
-                    return
+                return
         found = await self._stores.records.get(job_id)
         if found is None:
             self._claims.settled(job_id, self._claims.take(job_id))
             return
+        if found[1] < claim.revision:
+            raise Unavailable(f"a read lags behind the claim of job {job_id}")  # a NATS server that begins to lead
         if found[1] != claim.revision and not self._renew_or_let_go(claim, *found):
             record = _core.Record.parse(found[0])
             if record.state == "active" and record.node_id == self._node_id:
@@ -308,9 +332,13 @@ class Settler:
         self._announce_failure(record, failure)
 
 
+def _identity(record: _core.Record) -> _Identity:
+    return record.state, record.attempt, record.node_id
+
+
 def _is_same_claim(record: _core.Record, now: _core.Record) -> bool:
     """Whether a job is held as it was."""
-    return (now.state, now.attempt, now.node_id) == ("active", record.attempt, record.node_id)
+    return _identity(now) == ("active", record.attempt, record.node_id)
 
 
 def check_holder(record: _core.Record, worker_id: str, operation: str) -> None:

@@ -8,6 +8,7 @@ import orjson
 from ojs_fast import _core
 from ojs_fast.core.claims import Claim, Claims, active_entry
 from ojs_fast.core.clock import Deadlines, NowMs
+from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.retry import Failure
 from ojs_fast.core.settle import Settler
@@ -36,11 +37,13 @@ class Workers:
         claims: Claims,
         jobs: Jobs,
         settler: Settler,
+        events: Events,
         tracing: Tracing,
         node_id: str,
         clock: NowMs,
         steady: NowMs,
     ) -> None:
+        self._events = events
         self._tracing = tracing
         self._stores = stores
         self._claims = claims
@@ -185,9 +188,14 @@ class Workers:
             if record is None:
                 continue
             extended.append(job_id)
+            self._tell(record, worker_id, now_ms + (visibility_ms or int(record.reservation_ms)))
             if state == "running" and record.test_directive in DIRECTIVES:
                 state = record.test_directive
         return state, extended
+
+    def _tell(self, record: _core.Record, worker_id: str, visible_ms: int) -> None:
+        who, until = _core.quote_json(worker_id), _core.format_rfc3339_ms(visible_ms)
+        self._events.job("job.heartbeat", record, f',"worker_id":{who},"visible_until":"{until}"')
 
     async def heard_of(self, record: _core.Record) -> None:
         """A job's worker gave a sign of life: it counts as a heartbeat for this job (ojs-progress section 6.3).

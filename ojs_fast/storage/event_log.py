@@ -15,9 +15,25 @@ from ojs_fast.storage import names
 from ojs_fast.storage.connection import Connection
 
 READ_AT_ONCE = 200
-EVENTS_PER_MESSAGE = 1000  # keeps a message below the 1 MB that NATS allows by default
+# Keep a message well below the 1 MB that NATS allows by default.
+EVENTS_PER_MESSAGE = 1000
+MESSAGE_BYTES = 512 * 1024
 # Each message costs NATS a write of its own, so at a few thousand jobs/s a tick of the event loop is too short.
 GATHER_S = 0.02
+
+
+class _Group:
+    # What becomes one message.
+    __slots__ = ("event_type", "events", "size")
+
+    def __init__(self, event_type: str) -> None:
+        self.event_type = event_type
+        self.events: list[bytes] = []
+        self.size = 0
+
+    def add(self, event: bytes) -> None:
+        self.events.append(event)
+        self.size += len(event) + 1
 
 
 class EventLog:
@@ -25,13 +41,28 @@ class EventLog:
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
-        self._pending: dict[str, list[bytes]] = {}
+        self._pending: list[_Group] = []
+        # Event type → where it gathers; subject → behind which group its next event must not come before.
+        self._open: dict[str, int] = {}
+        self._last: dict[str, int] = {}
 
-    def append(self, event_type: str, event: bytes) -> None:
-        """Queue one event (a JSON object); it leaves within GATHER_S."""
+    def append(self, event_type: str, subject: str, event: bytes) -> None:
+        """Queue one event (a JSON object); it leaves within GATHER_S.
+
+        Events of one subject keep their order (ojs-events section 5.2), those of different ones need not.
+        """
         if not self._pending:
             asyncio.get_running_loop().call_later(GATHER_S, self.flush)
-        self._pending.setdefault(event_type, []).append(event)
+        place = self._open.get(event_type, -1)
+        if (
+            place < self._last.get(subject, 0)
+            or len(self._pending[place].events) == EVENTS_PER_MESSAGE
+            or self._pending[place].size + len(event) > MESSAGE_BYTES
+        ):
+            place = self._open[event_type] = len(self._pending)
+            self._pending.append(_Group(event_type))
+        self._last[subject] = place
+        self._pending[place].add(event)
 
     def flush(self) -> None:
         """Send what is queued."""
@@ -39,11 +70,10 @@ class EventLog:
             self._connection.send(subject, payload)
 
     def _take(self) -> Iterator[tuple[str, bytes]]:
-        pending, self._pending = self._pending, {}
-        for event_type, events in pending.items():
-            for start in range(0, len(events), EVENTS_PER_MESSAGE):
-                part = events[start : start + EVENTS_PER_MESSAGE]
-                yield f"ojs.events.{event_type}", b"[" + b",".join(part) + b"]"
+        groups = self._pending
+        self._pending, self._open, self._last = [], {}, {}
+        for group in groups:
+            yield f"ojs.events.{group.event_type}", b"[" + b",".join(group.events) + b"]"
 
     async def read(self, after: int, types: list[str], start_time: str = "") -> list[tuple[int, list[dict[str, Any]]]]:
         """One page of messages behind sequence `after`: `[(sequence, events)]`. Raises Unavailable.

@@ -14,6 +14,7 @@ import pytest
 from ojs_fast import _core
 from ojs_fast.config import Settings
 from ojs_fast.core import retry
+from ojs_fast.core.claims import Claim
 from ojs_fast.errors import Conflict
 from ojs_fast.node import Node
 from ojs_fast.storage import names
@@ -152,8 +153,8 @@ async def test_what_was_due_before_the_machine_started_is_due_now(
     nats: Nats, wall: WallClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The power came back after hours: the steady clock is at seconds, and the claims of before ended long ago."""
-    monkeypatch.setattr("ojs_fast.node.steady_ms", lambda: time.monotonic_ns() // 1_000_000 - booted_ms)
     booted_ms = time.monotonic_ns() // 1_000_000 - 5_000
+    monkeypatch.setattr("ojs_fast.node.steady_ms", lambda: time.monotonic_ns() // 1_000_000 - booted_ms)
     node = Node(Settings.from_env({}), clock=wall)
     await node.open([nats.url])
     try:
@@ -162,7 +163,7 @@ async def test_what_was_due_before_the_machine_started_is_due_now(
         claim = node.claims.take(job["id"])
         assert claim is not None
         wall.jump(3)
-        node.claims.hold(claim)
+        node.claims.hold(Claim(claim.record, claim.revision, claim.visible_ms))
         await eventually(lambda: state(node, job["id"], "available"), "its reservation has ended")
     finally:
         await node.close()

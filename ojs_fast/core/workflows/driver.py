@@ -216,7 +216,7 @@ class Driver:
     async def begin(self, run: Run) -> None:
         """Create what a new workflow starts with. Raises OJSError, Unavailable."""
         self._outcomes.announce("workflow.created", run.header)
-        self._outcomes.announce("workflow.started", run.header)
+        self._outcomes.announce_start(run.header)
         indexes = list(range(run.header.count))
         if run.header.has_edges:
             indexes = (await self._store.graph(run.header)).ready(OPEN * run.header.count)
@@ -268,8 +268,9 @@ class Driver:
                 await self.start(run, waiting)
                 return
         state = final_state(outcomes, fired)
+        failure = await self._outcomes.failure(run) if state == "failed" else {}
         if await self._store.update(run, partial(_end, state, self._clock(), header.generation)):
-            self._outcomes.announce(f"workflow.{state}", run.header)
+            self._outcomes.announce_end(run.header, failure)
         if run.header.state != "running":  # else it was retried meanwhile
             await self._wrap_up(run, [])
 
@@ -367,7 +368,7 @@ class Driver:
         await self._store.mark_open(run.header.id)
         if not await self._store.update(run, partial(_restart, allowed, parent)):
             return False
-        self._outcomes.announce("workflow.started", run.header)
+        self._outcomes.announce_start(run.header)
         self.look(run.header.id)
         return True
 
