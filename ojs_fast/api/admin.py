@@ -147,7 +147,7 @@ class AdminHandlers:
     async def history(self, request: Request) -> Reply:
         """GET /admin/stats/history (section 10.2); the last hour is kept, minute by minute."""
         period = _choice(request, "period", tuple(PERIODS_MINUTES), "5m")
-        since_ms, until_ms = _moment(request, "since"), _moment(request, "until")
+        since_ms, until_ms = query_moment_ms(request, "since"), query_moment_ms(request, "until")
         name = request.query("queue")
         if name:
             queue = await self._queues.find(name)
@@ -207,8 +207,8 @@ def job_filter(request: Request) -> JobFilter:
         request.query("queue"),
         tuple(filter(None, [_choice(request, "state", STATES, "")])),
         request.query("type"),
-        _moment(request, "since"),
-        _moment(request, "until"),
+        query_moment_ms(request, "since"),
+        query_moment_ms(request, "until"),
     )
 
 
@@ -219,7 +219,8 @@ def _choice(request: Request, name: str, allowed: tuple[str, ...], default: str)
     return value
 
 
-def _moment(request: Request, name: str) -> int:
+def query_moment_ms(request: Request, name: str) -> int:
+    """A time in a query string as epoch ms, 0 when it is missing. Raises InvalidRequest."""
     value = request.query(name)
     if not value:
         return 0

@@ -5,7 +5,7 @@ from typing import Any
 import orjson
 
 from ojs_fast import _core
-from ojs_fast.api.admin import job_filter, paging
+from ojs_fast.api.admin import job_filter, paging, query_moment_ms
 from ojs_fast.api.http import Reply, Request, json_reply, moment_ms
 from ojs_fast.config import Settings
 from ojs_fast.core.dead_letters import DeadFilter, DeadLetters, Outcome
@@ -24,11 +24,10 @@ class DeadLetterHandlers:
     async def list_in_detail(self, request: Request) -> Reply:
         """GET /admin/dead-letter (ojs-admin-api section 11.1)."""
         offset, per_page, page = paging(request)
-        wanted = job_filter(request)
-        dead = DeadFilter(wanted.queue, wanted.type_, request.query("error_type"), wanted.since_ms, wanted.until_ms)
-        jobs, total = await self._dead_letters.search(dead, offset, per_page)
-        pagination = orjson.dumps({"total": total, "page": page, "per_page": per_page})
-        items = _core.jobs_reply(jobs).partition(b":")[2][:-1]
+        job_filter(request)  # the parameters of the job list, `state` among them
+        found = await self._dead_letters.page(_asked(request), per_page, "", offset)
+        pagination = orjson.dumps({"total": found.total, "page": page, "per_page": per_page})
+        items = _core.jobs_reply(found.jobs).partition(b":")[2][:-1]
         return Reply(200, b'{"items":%s,"pagination":%s}' % (items, pagination))
 
     async def stats(self, request: Request) -> Reply:
@@ -55,10 +54,10 @@ class DeadLetterHandlers:
         return Reply(204, b"")
 
     async def list(self, request: Request) -> Reply:
-        """GET /dead-letter."""
+        """GET /dead-letter (ojs-dead-letter section 9.1)."""
         limit = request.query_int("limit", 50, 1, 100)
         offset = request.query_int("offset", 0, 0, 10_000)
-        page = await self._dead_letters.page(request.query("queue"), limit, request.query("cursor"), offset)
+        page = await self._dead_letters.page(_asked(request), limit, request.query("cursor"), offset)
         pagination: dict[str, Any] = {
             "total": page.total,
             "limit": limit,
@@ -84,6 +83,17 @@ class DeadLetterHandlers:
         """DELETE /dead-letter/{id}."""
         await self._dead_letters.delete(request.params["id"])
         return json_reply({"deleted": True, "job_id": request.params["id"]})
+
+
+def _asked(request: Request) -> DeadFilter:
+    """The filter in a query string. Raises InvalidRequest."""
+    return DeadFilter(
+        request.query("queue"),
+        request.query("type"),
+        request.query("error_type"),
+        query_moment_ms(request, "since"),
+        query_moment_ms(request, "until"),
+    )
 
 
 def _summary(outcome: Outcome) -> dict[str, Any]:

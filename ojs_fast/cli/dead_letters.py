@@ -46,12 +46,14 @@ def dead_letter() -> None:
 
 
 @dead_letter.command("list")
-@click.option("--queue", default="", help="Only of this queue.")
+@filtered
 @limit_option
 @asks_server
-def list_dead(*, client: Client, output: Output, queue: str, limit: int) -> None:
+def list_dead(*, client: Client, output: Output, limit: int, **filters: str) -> None:
     """List dead letters."""
-    output.rows(client.pages("/dead-letter", "jobs", limit, queue=queue), COLUMNS)
+    names = {"type_": "type", "older_than": "until"}
+    wanted = {names.get(name, name): value for name, value in filters.items()}
+    output.rows(client.pages("/dead-letter", "jobs", limit, **wanted), COLUMNS)
 
 
 @dead_letter.command()

@@ -12,6 +12,7 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.core.events import Events
+from ojs_fast.core.job_search import takes_type
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.own import own_record
 from ojs_fast.core.propagate import dead_key
@@ -30,6 +31,10 @@ ENTERED_S = 1.0
 UNKNOWN = "Unknown"
 
 
+# A dead letter's record, its bytes, and the revision of its index entry.
+_Dead = tuple[_core.Record, bytes, int]
+
+
 @dataclass(slots=True, frozen=True)
 class Page:
     """One page of a listing. `jobs` are records' bytes; `next_cursor` is "" on the last page."""
@@ -41,7 +46,10 @@ class Page:
 
 @dataclass(slots=True, frozen=True)
 class DeadFilter:
-    """What a dead letter must be like; empty members ask for nothing. Times are of its death (epoch ms)."""
+    """What a dead letter must be like; empty members ask for nothing. `type_` may end in `*`.
+
+    Times are of its death (epoch ms).
+    """
 
     queue: str = ""
     type_: str = ""
@@ -56,7 +64,7 @@ class DeadFilter:
 
     def takes_entry(self, entry: dict[str, Any]) -> bool:
         """True unless the index entry alone tells that it is none of those."""
-        if self.type_ and entry["type"] != self.type_:
+        if not takes_type(self.type_, str(entry.get("type", ""))):
             return False
         return self.since_ms <= entry["dead_at_ms"] and not (self.until_ms and entry["dead_at_ms"] >= self.until_ms)
 
@@ -79,10 +87,15 @@ class DeadLetters:
         self._events = events
         self._bucket = Bucket(stores.connection, names.DEAD, {"job_id": str, "queue": str, "dead_at_ms": int})
 
-    async def page(self, queue: str, limit: int, cursor: str, offset: int) -> Page:
-        """Dead letters, oldest first; of one queue unless `queue` is "". Raises InvalidRequest, Unavailable."""
-        keys = _keys(queue)
+    async def page(self, wanted: DeadFilter, limit: int, cursor: str, offset: int) -> Page:
+        """Those that match, oldest first; `offset` counts from the cursor on. Raises InvalidRequest, Unavailable."""
         after = _decode_cursor(cursor)
+        if wanted.asks_more_than_queue:
+            return await self._search(wanted, limit, after, offset)
+        return await self._page_of_queue(wanted.queue, limit, after, offset)
+
+    async def _page_of_queue(self, queue: str, limit: int, after: int, offset: int) -> Page:
+        keys = _keys(queue)
         await self._stores.outbox.flushed_within(ENTERED_S)
         while offset > 0:
             skipped = await self._bucket.page(after, min(offset, PAGE), keys)
@@ -95,54 +108,52 @@ class DeadLetters:
             entries = await self._bucket.page(after, limit + 1, keys)
         more = len(entries) > limit
         total = await self._bucket.count(keys)
-        return Page([stored for _, stored in jobs], total, _encode_cursor(entries[limit - 1][2]) if more else "")
+        return Page([stored for _, stored, _ in jobs], total, _encode_cursor(entries[limit - 1][2]) if more else "")
 
-    async def _living(self, entries: list[tuple[str, Any, int]]) -> list[tuple[_core.Record, bytes]]:
+    async def _search(self, wanted: DeadFilter, limit: int, after: int, offset: int) -> Page:
+        jobs: list[bytes] = []
+        total = behind = last = 0
+        async for found in self._matching(wanted):
+            total += len(found)
+            for _, stored, revision in found:
+                behind += revision > after
+                if revision > after and offset < behind <= offset + limit:
+                    jobs.append(stored)
+                    last = revision
+        return Page(jobs, total, _encode_cursor(last) if behind > offset + limit else "")
+
+    async def _living(self, entries: list[tuple[str, Any, int]]) -> list[_Dead]:
         """The dead letters of these entries; what a node left that died behind a retry or a removal is erased."""
         found = await self._stores.records.get_many(entry["job_id"] for _, entry, _ in entries)
-        living: list[tuple[_core.Record, bytes]] = []
+        living: list[_Dead] = []
         for key, entry, revision in entries:
             stored = found.get(entry["job_id"], (b"", 0))[0]
             record = own_record(stored)
             if record is not None and record.dead_letter:
-                living.append((record, stored))
+                living.append((record, stored, revision))
             else:
                 await self._bucket.erase(key, revision)  # a job that died again has a later one
         return living
 
     # -- many ------------------------------------------------------------------------------------
 
-    async def _matching(self, wanted: DeadFilter) -> AsyncIterator[list[tuple[_core.Record, bytes]]]:
+    async def _matching(self, wanted: DeadFilter) -> AsyncIterator[list[_Dead]]:
         after = 0
         await self._stores.outbox.flushed_within(ENTERED_S)
         while entries := await self._bucket.page(after, READ_AT_ONCE, _keys(wanted.queue)):
             after = entries[-1][2]
-            records = await self._living([one for one in entries if wanted.takes_entry(one[1])])
-            yield [(record, stored) for record, stored in records if wanted.error_type in ("", error_type(record))]
-
-    async def search(self, wanted: DeadFilter, offset: int, limit: int) -> tuple[list[bytes], int]:
-        """`(records of one page, number of all that match)`, oldest first. Raises InvalidRequest, Unavailable."""
-        if not wanted.asks_more_than_queue:
-            page = await self.page(wanted.queue, limit, "", offset)
-            return page.jobs, page.total
-        jobs: list[bytes] = []
-        total = 0
-        async for records in self._matching(wanted):
-            for _, stored in records:
-                total += 1
-                if offset < total <= offset + limit:
-                    jobs.append(stored)
-        return jobs, total
+            living = await self._living([one for one in entries if wanted.takes_entry(one[1])])
+            yield [dead for dead in living if wanted.error_type in ("", error_type(dead[0]))]
 
     async def stats(self) -> dict[str, Any]:
         """How many there are, of which queues and errors, from when to when (ojs-dead-letter 10.1)."""
         by_queue: Counter[str] = Counter()
         by_error: Counter[str] = Counter()
         times: list[int] = []
-        async for records in self._matching(DeadFilter()):
-            by_queue.update(record.queue for record, _ in records)
-            by_error.update(error_type(record) for record, _ in records)
-            times += (record.ended_ms for record, _ in records)
+        async for found in self._matching(DeadFilter()):
+            by_queue.update(record.queue for record, _, _ in found)
+            by_error.update(error_type(record) for record, _, _ in found)
+            times += (record.ended_ms for record, _, _ in found)
             times = [min(times), max(times)] if times else []
         return {
             "total": sum(by_queue.values()),
@@ -172,10 +183,10 @@ class DeadLetters:
             else:
                 outcome.succeeded += 1
 
-        async for records in self._matching(wanted):
-            outcome.matched += len(records)
-            for start in range(0, len(records), AT_ONCE):
-                await asyncio.gather(*(one(record.id) for record, _ in records[start : start + AT_ONCE]))
+        async for found in self._matching(wanted):
+            outcome.matched += len(found)
+            for start in range(0, len(found), AT_ONCE):
+                await asyncio.gather(*(one(record.id) for record, _, _ in found[start : start + AT_ONCE]))
         return outcome
 
     async def prune(self, keep: int) -> int:

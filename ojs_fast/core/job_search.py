@@ -22,6 +22,11 @@ from ojs_fast.storage import names, walks
 WALK_LIMIT = 20_000
 
 
+def takes_type(wanted: str, type_: str) -> bool:
+    """True when a job's type is the one asked for: "" takes every one, `email.*` all that start so."""
+    return type_.startswith(wanted[:-1]) if wanted.endswith("*") else wanted in ("", type_)
+
+
 @dataclass(slots=True, frozen=True)
 class JobFilter:
     """What a job must be like; empty members ask for nothing. `type_` may end in `*`; times are epoch ms.
@@ -45,10 +50,7 @@ class JobFilter:
             return False
         if self.states and record.state not in self.states:
             return False
-        if self.type_.endswith("*"):
-            if not record.type.startswith(self.type_[:-1]):
-                return False
-        elif self.type_ and record.type != self.type_:
+        if not takes_type(self.type_, record.type):
             return False
         if self.priority is not None and record.priority != self.priority:
             return False

@@ -247,12 +247,26 @@ def test_dead_letters_are_listed_and_counted(fresh_server: Callable[..., Server]
         whole = page(api, "/admin/dead-letter")
         assert [job["id"] for job in whole["items"]] == dead
         assert whole["pagination"] == {"total": 3, "page": 1, "per_page": 20}
-        for query, expected in (
+        died = api.get(dead[1])["discarded_at"]
+        filters: list[tuple[Body, list[str]]] = [
             ({"queue": billing}, dead[:2]),
             ({"type": "c.d"}, dead[1:2]),
+            ({"type": "c.*"}, dead[1:2]),
+            ({"type": "c"}, []),
             ({"error_type": "DbError"}, dead[:1]),
+            ({"error_type": "DbError", "type": "c.d"}, []),
+            ({"queue": email, "error_type": "boom"}, dead[2:]),
             ({"since": LATER}, []),
             ({"until": LATER}, dead),
+            ({"since": died, "queue": billing, "type": "c.d"}, dead[1:2]),
+            ({"until": died, "queue": billing, "type": "c.d"}, []),
+        ]
+        for query, expected in filters:
+            found = page(api, "/dead-letter", **query)
+            assert [job["id"] for job in found["jobs"]] == expected, query
+            assert found["pagination"]["total"] == len(expected)
+        for query, expected in (
+            *filters,
             ({"per_page": 2, "page": 2}, dead[2:]),
             ({"per_page": 1, "page": 2, "until": LATER}, dead[1:2]),
         ):
@@ -268,6 +282,32 @@ def test_dead_letters_are_listed_and_counted(fresh_server: Callable[..., Server]
         assert api.request("GET", f"/admin/jobs/{dead[0]}").status_code == 404
         assert api.call("POST", f"/admin/dead-letter/{dead[1]}/retry")["job"]["state"] == "available"
         assert page(api, "/admin/dead-letter")["pagination"]["total"] == 1
+
+
+def test_dead_letters_that_match_come_in_pages(api: Api) -> None:
+    """By cursor or offset, beside others that do not match; the total is of all that match."""
+    queue = unique_queue()
+    dead = [die(api, queue, error=error) for error in ("X", "Y", "X", "X", "Y", "X", "X")]
+    wanted = [dead[at] for at in (0, 2, 3, 5, 6)]
+    query: Body = {"queue": queue, "error_type": "X", "limit": 2}
+    found, cursor = [], ""
+    for number in range(3):
+        answer = page(api, "/dead-letter", **query, cursor=cursor)
+        assert answer["pagination"]["total"] == 5
+        assert answer["pagination"]["has_more"] is (number < 2)
+        assert ("next_cursor" in answer["pagination"]) is (number < 2)
+        found += [job["id"] for job in answer["jobs"]]
+        cursor = answer["pagination"].get("next_cursor", "")
+    assert found == wanted
+    first = page(api, "/dead-letter", **query)["pagination"]["next_cursor"]
+    for more, expected in (
+        ({"offset": 1}, wanted[1:3]),
+        ({"offset": 5}, []),
+        ({"cursor": first, "offset": 2}, wanted[4:]),
+    ):
+        answer = page(api, "/dead-letter", **query, **more)
+        assert [job["id"] for job in answer["jobs"]] == expected
+        assert answer["pagination"]["has_more"] is (more == {"offset": 1})
 
 
 @pytest.mark.parametrize("prefix", ["/dead-letter", "/admin/dead-letter"])

@@ -400,6 +400,16 @@ def test_a_cursor_that_is_not_ours_is_refused(api: Api, where: str, field: str, 
     refusal(api.request("GET", where + value), 400, code="invalid_request", field=field)
 
 
+@pytest.mark.parametrize("value", ["yesterday", "2026-02-30T00:00:00Z", "2026-01-01", "0", "%00", "x" * 5000])
+@pytest.mark.parametrize("field", ["since", "until"])
+@pytest.mark.parametrize("where", ["/dead-letter", "/admin/dead-letter"])
+def test_a_time_of_death_that_is_none_is_refused(api: Api, where: str, field: str, value: str) -> None:
+    """The answer names the parameter, what came and what is accepted."""
+    error = refusal(api.request("GET", f"{where}?{field}={value}"), 400, code="invalid_request", field=field)
+    assert error["details"]["received"]
+    assert "RFC 3339" in error["details"]["expected"]
+
+
 @pytest.mark.parametrize(
     "value", ["evt_x", "evt_", f"evt_{uuid.UUID(int=5)}", f"evt_{UNKNOWN_ID}", "evt_" + "a" * 5000]
 )
@@ -412,7 +422,10 @@ def test_an_event_id_that_is_not_kept_is_refused_as_cursor(api: Api, value: str)
     "value",
     ["a%20b", "..", "%3E", "*", "job.%2A", "%00", "x" * 5000, "%C3%A9", "a%0D%0APUB%20x%200%0D%0A", "$JS.API", ","],
 )
-@pytest.mark.parametrize("where", ["/events?types=", "/events?queues=", "/events?job_types=", "/dead-letter?queue="])
+@pytest.mark.parametrize(
+    "where",
+    ["/events?types=", "/events?queues=", "/events?job_types=", "/dead-letter?queue=", "/dead-letter?error_type="],
+)
 def test_filters_that_match_nothing_give_nothing(api: Api, where: str, value: str) -> None:
     """Names that nothing can have are no error and never reach NATS as wildcards or commands."""
     api.enqueue(unique_queue())

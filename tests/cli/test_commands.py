@@ -286,6 +286,9 @@ def test_dead_letter_commands(cli: Cli, api: Api) -> None:
     rows = table(cli.text("dead-letter", "list", "--queue", queue))
     assert {row["ID"] for row in rows} == set(ids)
     assert {row["ERROR"] for row in rows} == {"it broke"}
+    for option, other in (("--type", "other.*"), ("--error-type", "Other"), ("--older-than", "1d")):
+        assert cli.json("dead-letter", "list", "--queue", queue, option, other) == []
+    assert len(cli.json("dead-letter", "list", "--queue", queue, "--type", "test.*", "--limit", "3")) == 3
     assert cli.one("dead-letter", "show", ids[0])["errors"][0]["message"] == "it broke"
     assert cli.one("dead-letter", "stats")["by_queue"][queue] == 5
     assert "is available" in cli.text("dead-letter", "retry", ids[0])

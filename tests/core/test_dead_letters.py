@@ -30,9 +30,9 @@ async def test_the_oldest_are_pruned_first(node: Node) -> None:
     await node.stores.outbox.flushed()
     await node.jobs.change(dead[0], "retry", lambda record, now: record.revive(now))  # its entry stays behind
     assert await node.dead_letters.prune(4) == 3
-    kept, total = await node.dead_letters.search(DeadFilter(), 0, 100)
-    assert [_core.Record.parse(stored).id for stored in kept] == dead[3:]
-    assert total == 4
+    kept = await node.dead_letters.page(DeadFilter(), 100, "", 0)
+    assert [_core.Record.parse(stored).id for stored in kept.jobs] == dead[3:]
+    assert kept.total == 4
     assert await node.stores.records.get(dead[0]) is not None, "the job that was retried is no dead letter any more"
     assert [await node.stores.records.get(one) for one in dead[1:3]] == [None, None]
     assert await node.dead_letters.prune(4) == 0
@@ -55,8 +55,8 @@ async def test_one_that_dies_again_before_its_retry_is_over_stays_listed(
 
     monkeypatch.setattr(node.jobs, "change", change_and_die_again)
     await node.dead_letters.retry(job_id)
-    kept, total = await node.dead_letters.search(DeadFilter(), 0, 100)
-    assert ([_core.Record.parse(stored).id for stored in kept], total) == ([job_id], 1)
+    kept = await node.dead_letters.page(DeadFilter(), 100, "", 0)
+    assert ([_core.Record.parse(stored).id for stored in kept.jobs], kept.total) == ([job_id], 1)
 
 
 async def test_a_workflow_that_nats_does_not_show_yet(node: Node, monkeypatch: pytest.MonkeyPatch) -> None:

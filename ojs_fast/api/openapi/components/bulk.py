@@ -141,7 +141,7 @@ def admin_acted(action: str) -> Schema:
 
 _DEAD_FILTER = {
     "queue": string(),
-    "type": string(),
+    "type": string("`email.*` takes all that start so"),
     "error_type": string("The type of the last error"),
     "since": time("Died at or after"),
     "until": time("Died before"),

@@ -12,11 +12,9 @@ TAG = "Admin"
 _WORKER = path("id", WORKER_ID, "The worker")
 _NO_WORKER = "No such worker beat lately"
 #: What `admin.job_filter` reads, but for the times, whose meaning depends on the list.
-JOB_QUERY: tuple[Parameter, ...] = (
-    query("queue", string(), "Of this queue"),
-    choice("state", STATES, text="In this state"),
-    query("type", string(), "Of this type; `email.*` takes all that start so"),
-)
+OF_QUEUE = query("queue", string(), "Of this queue")
+OF_TYPE = query("type", string(), "Of this type; `email.*` takes all that start so")
+JOB_QUERY: tuple[Parameter, ...] = (OF_QUEUE, choice("state", STATES, text="In this state"), OF_TYPE)
 #: What `admin.paging` reads.
 PAGING: tuple[Parameter, ...] = (
     query("page", integer(low=1, high=DEEPEST + 1, default=1), f"No page beyond the first {DEEPEST:,} entries"),

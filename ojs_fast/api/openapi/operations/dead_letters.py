@@ -4,20 +4,27 @@ from ojs_fast.api.http import V1
 from ojs_fast.api.openapi.components.common import UUID
 from ojs_fast.api.openapi.components.jobs import one_job
 from ojs_fast.api.openapi.operation import Alias, Answer, Operation, count, moment, ok, query
-from ojs_fast.api.openapi.operations.admin import JOB_QUERY, PAGING
+from ojs_fast.api.openapi.operations.admin import JOB_QUERY, OF_QUEUE, OF_TYPE, PAGING
 from ojs_fast.api.openapi.operations.jobs import JOB_ID
 from ojs_fast.api.openapi.schema import answer, boolean, ref, string, time
 
 TAG = "Dead letter"
 _NONE = "There is no such job, or it is no dead letter"
 _ADMIN = V1 + "/admin/dead-letter"
+_DEATH = (
+    query("error_type", string(), "The type of the last error"),
+    moment("since", "Died at or after"),
+    moment("until", "Died before"),
+)
 
 OPERATIONS = (
     Operation(
         "listDeadLetters", "GET", V1 + "/dead-letter", TAG, "List dead letters",
         ok("DeadLetterList", "A page of them, oldest first"),
         parameters=(
-            query("queue", string(), "Of this queue"),
+            OF_QUEUE,
+            OF_TYPE,
+            *_DEATH,
             count("limit", 50, 1, 100),
             count("offset", 0, 0, 10_000),
             query("cursor", string(), "`next_cursor` of the page before"),
@@ -70,9 +77,7 @@ OPERATIONS = (
         ok("AdminDeadLetterList", "A page of them, oldest first"),
         parameters=(
             *JOB_QUERY,
-            query("error_type", string(), "The type of the last error"),
-            moment("since", "Died at or after"),
-            moment("until", "Died before"),
+            *_DEATH,
             *PAGING,
         ),
     ),
