@@ -54,6 +54,17 @@ def _ids(values: object, field: str) -> list[str]:
     return values
 
 
+def _beating(body: dict[str, Any]) -> list[str]:
+    """The jobs that a heartbeat is for. Raises InvalidRequest."""
+    # The JavaScript SDK sends a count in `active_jobs` and the ids apart; openapi.yaml has `job_id` for a single one.
+    active, listed, job_id = body.get("active_jobs"), body.get("active_job_ids"), body.get("job_id")
+    if job_id is not None and (not isinstance(job_id, str) or not job_id):
+        raise invalid_field("job_id", job_id, "the id of a job")
+    job_ids = _ids([] if active is None or type(active) is int else active, "active_jobs")
+    job_ids = job_ids + _ids([] if listed is None else listed, "active_job_ids") + ([job_id] if job_id else [])
+    return list(dict.fromkeys(job_ids))
+
+
 def _about(body: dict[str, Any]) -> dict[str, Any]:
     # What a worker tells about itself, all optional; kept in memory as long as it beats, so it is bounded.
     about = {name: body[name] for name in _ABOUT if body.get(name) is not None}
@@ -143,17 +154,9 @@ class WorkerHandlers:
         """POST /workers/heartbeat (section 10.4) and /workers/beat."""
         body = request.json()
         worker_id = worker_id_of(body.get("worker_id"), required=True)
-        # The JavaScript SDK sends a count in `active_jobs` and the ids apart.
-        active = body.get("active_jobs")
-        counts = active is None or type(active) is int
-        listed = body.get("active_job_ids")
-        job_ids = _ids([] if counts else active, "active_jobs") + _ids(
-            [] if listed is None else listed, "active_job_ids"
-        )
+        job_ids = _beating(body)
         visibility_ms = _integer(body, "visibility_timeout_ms", 0, 1, MAX_TIMEOUT_MS)
-        state, extended = await self._workers.heartbeat(
-            worker_id, list(dict.fromkeys(job_ids)), visibility_ms, _about(body)
-        )
+        state, extended = await self._workers.heartbeat(worker_id, job_ids, visibility_ms, _about(body))
         return json_reply(
             {
                 "acknowledged": True,

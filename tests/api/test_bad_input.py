@@ -253,6 +253,7 @@ HEARTBEAT = rows(
         {"worker_id": "WORKER", "active_jobs": 1, "active_job_ids": HOLE},
         ('"x"', '""', "true", "false", "{}", "1", "0", "[1]", "[null]", "1e400"),
     ),
+    ("job_id", {"worker_id": "WORKER", "active_jobs": ["JOB"], "job_id": HOLE}, (*NO_STRING, '""')),
     (
         "visibility_timeout_ms",
         {"worker_id": "WORKER", "active_jobs": ["JOB"], "visibility_timeout_ms": HOLE},

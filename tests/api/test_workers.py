@@ -476,15 +476,18 @@ def test_heartbeats_do_not_extend_the_execution_time(api: Api) -> None:
 # -- heartbeats ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("form", ["active_jobs", "active_job_ids", "both"])
+@pytest.mark.parametrize("form", ["active_jobs", "active_job_ids", "both", "job_id", "all"])
 def test_heartbeats_keep_a_job(api: Api, form: str) -> None:
     """A job of 400 ms stays active for 1.2 s while its worker beats, then it is freed."""
     worker = new_worker()
     queue, job_id = held(api, worker=worker, visibility_timeout_ms=400)
     beat: Body = {"worker_id": worker}
-    beat |= {"active_jobs": [job_id]} if form == "active_jobs" else {"active_jobs": 1, "active_job_ids": [job_id]}
-    if form == "both":
+    if form in ("active_job_ids", "both", "all"):
+        beat |= {"active_jobs": 1, "active_job_ids": [job_id]}
+    if form in ("active_jobs", "both", "all"):
         beat["active_jobs"] = [job_id]
+    if form in ("job_id", "all"):
+        beat["job_id"] = job_id
     until = time.monotonic() + 1.2
     while time.monotonic() < until:
         body = api.call("POST", "/workers/heartbeat", beat)
@@ -529,6 +532,17 @@ def test_a_heartbeat_without_jobs_makes_the_worker_known(api: Api) -> None:
     [item] = [one for one in api.call("GET", "/admin/workers")["items"] if one["worker_id"] == worker]
     assert {name: item[name] for name in about} == about
     assert item["directive"] == "running"
+
+
+def test_a_heartbeat_may_name_one_job_beside_others(api: Api) -> None:
+    """`job_id` counts with the jobs of the list, and only if the worker holds it."""
+    worker = new_worker()
+    first, second = held(api, worker=worker)[1], held(api, worker=worker)[1]
+    body = api.heartbeat(worker, [first], job_id=second)
+    assert body["jobs_extended"] == [first, second]
+    assert api.call("GET", f"/admin/workers/{worker}")["active_job_ids"] == [first, second]
+    assert api.heartbeat(worker, job_id=held(api, worker=new_worker())[1])["jobs_extended"] == []
+    assert api.heartbeat(worker, job_id=None)["jobs_extended"] == []
 
 
 @pytest.mark.parametrize("directive", ["quiet", "terminate"])

@@ -120,6 +120,7 @@ _BEAT = request(
             array(string(), maxItems=api.MAX_BEAT_JOBS), integer(), text="The jobs that it runs: their ids, or how many"
         ),
         "active_job_ids": array(string(), "The ids, beside a number in `active_jobs`", maxItems=api.MAX_BEAT_JOBS),
+        "job_id": {**_JOB_ID, "description": "One job that it runs, instead of a list or beside it"},
         "visibility_timeout_ms": {**_VISIBILITY_MS, "description": "By how much to extend them; else each by its own"},
         "hostname": string(_WORD),
         "pid": integer(),
