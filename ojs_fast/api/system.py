@@ -9,15 +9,21 @@ from ojs_fast.core.health import Health
 from ojs_fast.core.reset import Resetter
 
 CONFORMANCE_LEVEL = 4
+# Not "full": that asks for gRPC and every optional feature (ojs-conformance section 3.3).
+CONFORMANCE_TIER = "runtime"
+# Locks by compare-and-set, fences against slow creators, replacement in one atomic batch (ojs-unique-jobs section 8).
+UNIQUE_JOB_STRENGTH = "strong"
 
 
 def manifest() -> dict[str, Any]:
-    """The conformance manifest (ojs-http-binding section 21)."""
+    """The conformance manifest (ojs-http-binding section 21, ojs-conformance section 4.2)."""
     return {
         "specversion": "1.0",
         "ojs_version": "1.0",
         "implementation": {"name": "ojs-fast", "version": __version__, "language": "python"},
         "conformance_level": CONFORMANCE_LEVEL,
+        "conformance_tier": CONFORMANCE_TIER,
+        "unique_job_strength": UNIQUE_JOB_STRENGTH,
         "protocols": ["http", "websocket"],
         "backend": "nats",
         "capabilities": {

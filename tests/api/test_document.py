@@ -41,6 +41,14 @@ def test_the_manifest_names_the_document(api: Api) -> None:
     assert api.call("GET", "/ojs/manifest")["endpoints"]["openapi"] == "/openapi.json"
 
 
+def test_the_manifest_tells_level_tier_and_strength(api: Api) -> None:
+    """What a server of level 4 must declare (ojs-conformance section 4.2)."""
+    manifest = api.call("GET", "/ojs/manifest")
+    declared = [manifest[f"conformance_{what}"] for what in ("level", "tier")]
+    assert (declared, manifest["unique_job_strength"]) == ([4, "runtime"], "strong")
+    assert manifest["capabilities"]["unique_jobs"] is True, "manifest.schema.json has a boolean there"
+
+
 def test_a_wrong_method_is_told_the_right_ones(api: Api) -> None:
     """405 with Allow (RFC 9110 section 15.5.6), also where the path has parameters."""
     for path, allowed in (("/jobs", "POST"), ("/jobs/x", "GET, PATCH, DELETE"), ("/queues/q/pause", "POST")):

@@ -122,6 +122,8 @@ _MANIFEST = answer(
         "ojs_version": string(const="1.0"),
         "implementation": answer({"name": string(), "version": string(), "language": string()}),
         "conformance_level": integer("0 to 4", 0, 4),
+        "conformance_tier": one_of(("parser", "runtime", "full"), "How deeply the level is implemented"),
+        "unique_job_strength": one_of(("strong", "best_effort"), "`strong`: never two, whatever happens at once"),
         "protocols": array(string()),
         "backend": string(),
         "capabilities": mapping(boolean(), "What the server can do"),
