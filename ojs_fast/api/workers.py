@@ -100,7 +100,7 @@ class WorkerHandlers:
         count = _integer(body, "count", 1, 1, MAX_COUNT)
         worker_id = worker_id_of(body.get("worker_id"))
         visibility_ms = _integer(body, "visibility_timeout_ms", 0, 1, MAX_TIMEOUT_MS)
-        if worker_id and self._workers.directive(worker_id) != "running":
+        if worker_id and not self._workers.may_fetch(worker_id):
             return Reply(200, b'{"jobs":[]}')
         stored = await self._fetcher.fetch(
             list(dict.fromkeys(queues)), count, worker_id, visibility_ms, request.client_gone

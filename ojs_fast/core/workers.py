@@ -26,6 +26,8 @@ STALE_AFTER_MS = 15_000
 BEAT = "beat."
 DIRECTIVE = "directive."
 DIRECTIVES = ("running", "quiet", "terminate")
+# What a worker that shuts down tells of itself (ojs-graceful-shutdown section 5.1); the suites say "drain".
+LEAVING = frozenset({"quiet", "terminate", "drain", "draining", "shutting_down"})
 
 
 class Workers:
@@ -128,6 +130,13 @@ class Workers:
     def directive(self, worker_id: str) -> str:
         """What the operator wants of this worker: running, quiet or terminate."""
         return self._directives.get(worker_id, "running")
+
+    def may_fetch(self, worker_id: str) -> bool:
+        """False for a worker that the operator, or its own last heartbeat, has taken out of work."""
+        if self.directive(worker_id) != "running":
+            return False
+        beat = self._beats.get(worker_id)
+        return beat is None or beat.get("state") not in LEAVING
 
     def all(self) -> list[dict[str, Any]]:
         """Every worker that beat lately, as it told, with `directive` and `is_stale`."""

@@ -566,6 +566,33 @@ def test_directives_reach_the_worker(api: Api, directive: str) -> None:
     assert [found["id"] for found in api.fetch(queue, worker_id=worker)] == [later]
 
 
+@pytest.mark.parametrize("state", ["quiet", "terminate", "drain", "draining", "shutting_down"])
+def test_a_worker_that_shuts_down_gets_no_jobs(api: Api, state: str) -> None:
+    """As long as its last heartbeat says so (ojs-graceful-shutdown section 5.1); what it has goes on."""
+    worker = new_worker()
+    queue, held_id = held(api, worker=worker)
+    body = api.call("POST", "/workers/beat", {"worker_id": worker, "state": state, "active_job_ids": [held_id]})
+    assert (body["state"], body["jobs_extended"]) == ("running", [held_id])
+    waiting = api.enqueue(queue)["id"]
+    assert api.fetch(queue, worker_id=worker) == []
+    assert api.call("POST", "/jobs/fetch", {"queues": [queue], "worker_id": worker}) == {"jobs": []}
+    api.call("PUT", f"/jobs/{held_id}/progress", {"progress": 0.5})
+    assert api.fetch(queue, worker_id=worker) == [], "progress counts as a heartbeat and says nothing else"
+    assert api.ack(held_id, worker_id=worker)["state"] == "completed"
+    api.heartbeat(worker, state="running")
+    assert [found["id"] for found in api.fetch(queue, worker_id=worker)] == [waiting]
+
+
+@pytest.mark.parametrize("about", [{}, {"state": "running"}, {"state": "busy"}, {"state": None}])
+def test_a_worker_that_does_not_shut_down_gets_jobs(api: Api, about: Body) -> None:
+    """Whatever else it tells of itself, or if it no longer tells anything."""
+    worker, queue = new_worker(), unique_queue()
+    api.heartbeat(worker, state="quiet")
+    api.heartbeat(worker, **about)
+    waiting = api.enqueue(queue)["id"]
+    assert [found["id"] for found in api.fetch(queue, worker_id=worker)] == [waiting]
+
+
 @pytest.mark.parametrize("directive", ["quiet", "terminate", "resume"])
 def test_an_unknown_worker_cannot_be_directed(api: Api, directive: str) -> None:
     """404 until it beats."""

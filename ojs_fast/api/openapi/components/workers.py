@@ -18,11 +18,12 @@ from ojs_fast.api.openapi.schema import (
     string,
     time,
 )
-from ojs_fast.core.workers import DIRECTIVES
+from ojs_fast.core.workers import DIRECTIVES, LEAVING
 
 WORKER_ID = string("The worker, a name that it gives itself", minLength=1, maxLength=api.MAX_WORKER_ID)
 _VISIBILITY_MS = integer("How long the jobs stay with the worker without a heartbeat", 1, api.MAX_TIMEOUT_MS)
 _JOB_ID = {**string("The job", minLength=1), "examples": UUID["examples"]}
+_LEAVING = ", ".join(f"`{state}`" for state in sorted(LEAVING))
 _WORD = f"At most {api.MAX_ABOUT_BYTES} bytes"
 
 _FETCH = request(
@@ -127,7 +128,7 @@ _BEAT = request(
         "queues": array(anything(), f"The queues that it looks at. {_WORD}"),
         "concurrency": integer("How many jobs it runs at once"),
         "labels": either(array(anything()), open_object(), text=_WORD),
-        "state": string("What it does: `running`, `drain` …"),
+        "state": string(f"What it does: `running`; while it says {_LEAVING} it gets no jobs"),
     },
     "A sign of life, and what the worker tells about itself",
     examples=[{"worker_id": "worker-1", "active_jobs": UUID["examples"]}],
