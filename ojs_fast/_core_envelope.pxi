@@ -299,9 +299,8 @@ cdef int _times(_Fields f, Record record, list body, int64_t now_ms) except -1:
         key = "delay_until"
     if raw:
         record.scheduled_ms = _moment_field(raw, f.path(key), now_ms, &relative)
-        if relative or record.scheduled_ms > now_ms:
-            body.append(b',"scheduled_at":')
-            body.append(b'"' + format_rfc3339_ms(record.scheduled_ms).encode() + b'"' if relative else raw)
+        body.append(b',"scheduled_at":')
+        body.append(b'"' + format_rfc3339_ms(record.scheduled_ms).encode() + b'"' if relative else raw)
         if record.scheduled_ms > now_ms:
             record.state = "scheduled"
         else:

@@ -272,9 +272,10 @@ def test_a_future_time_schedules_and_is_shown_verbatim(field: str) -> None:
 
 @pytest.mark.parametrize("value", ["2020-01-01T00:00:00Z", "1970-01-01T00:00:00Z", format_rfc3339_ms(NOW_MS), "+PT0S"])
 def test_a_past_time_makes_the_job_available(value: str) -> None:
-    """A time that is not in the future schedules nothing."""
+    """A time that is not in the future schedules nothing; the client sees what it said."""
     record = enqueue(scheduled_at=value)
     assert (record.state, record.scheduled_ms, record.enqueued_ms) == ("available", 0, NOW_MS)
+    assert shown(record)["scheduled_at"] == (format_rfc3339_ms(NOW_MS) if value == "+PT0S" else value)
 
 
 def test_expiry_is_shown_verbatim() -> None:
