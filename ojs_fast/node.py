@@ -215,7 +215,7 @@ class Node:
             self.queues, counts, self.tallies, self.leases, self.dead_letters, settings.dead_letter_max_count
         )
         self._make_reconciler()
-        self.cron = Cron(self.stores, self.jobs, self.events, self.propagator, self.tracing, clock)
+        self.cron = Cron(self.stores, self.queues, self.jobs, self.events, self.propagator, self.tracing, clock)
         self._task: asyncio.Task[None] | None = None
         self._answers: set[asyncio.Task[None]] = set()
 
@@ -304,7 +304,7 @@ class Node:
             self.node_id,
             self.clock,
         )
-        creator = Creator(self.stores, settings, store, self.tracing, self.clock)
+        creator = Creator(self.stores, settings, self.queues, store, self.tracing, self.clock)
         self.driver = Driver(
             self.stores,
             self.jobs,

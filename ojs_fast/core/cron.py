@@ -19,9 +19,10 @@ from ojs_fast.core.cron_entry import Entry, Form
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import Jobs
 from ojs_fast.core.propagate import Propagator
+from ojs_fast.core.queues import Queues
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tracing import Tracing
-from ojs_fast.errors import BackendUnavailable, Conflict, Duplicate, NotFound
+from ojs_fast.errors import BackendUnavailable, Conflict, Duplicate, NotFound, OJSError
 from ojs_fast.forever import forever
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket, Watch
@@ -51,6 +52,7 @@ class Cron:
     def __init__(
         self,
         stores: Stores,
+        queues: Queues,
         jobs: Jobs,
         events: Events,
         propagator: Propagator,
@@ -59,6 +61,7 @@ class Cron:
     ) -> None:
         self._tracing = tracing
         self._stores = stores
+        self._queues = queues
         self._jobs = jobs
         self._events = events
         self._propagator = propagator
@@ -154,13 +157,13 @@ class Cron:
 
         Raises OJSError, Unavailable.
         """
-        form = Form(body)
+        form = Form(body, self._queues.check_type)
         name = form.name()
         return await self._change(name, form.change, or_create=True)
 
     async def patch(self, name: str, body: bytes) -> Entry:
         """Change fields of a cron job (ojs-cron section 8.5). Raises OJSError, Unavailable."""
-        return (await self._change(name, Form(body).change))[0]
+        return (await self._change(name, Form(body, self._queues.check_type).change))[0]
 
     async def _change(
         self, name: str, change: Callable[[Entry], Entry], *, or_create: bool = False
@@ -219,7 +222,7 @@ class Cron:
                     return
                 except RevisionConflict:
                     known = await self._read(name)
-        except Unavailable as error:
+        except (Unavailable, BackendUnavailable) as error:
             log.info("cron job %s is tried again: %s", name, error)
             self._due.set(name, self._clock() + TRY_AGAIN_MS)
 
@@ -297,6 +300,13 @@ class Cron:
         except Duplicate as duplicate:
             record = None
             self._skipped(entry, "duplicate", entry.fired_ms, (duplicate.details or {})["existing_job_id"])
+        except BackendUnavailable:
+            raise
+        except OJSError as error:
+            # What was fine when it was registered: its queue may take other types by now.
+            record = None
+            log.warning("cron job %s: a run is refused: %s", entry.name, error)
+            self._skipped(entry, error.code, entry.fired_ms, "")
         if record is not None:
             self._events.announce(
                 "cron.triggered",

@@ -21,6 +21,8 @@ MAX_TEMPLATE_BYTES = 262_144  # every node holds every entry in memory
 
 _EXPRESSION_KEYS = ("expression", "cron", "schedule")
 _Spans = dict[str, tuple[int, int]]
+# Looks at the job that a new template makes; the text says where its fields stand.
+CheckJob = Callable[[_core.Record, str], None]
 
 
 @dataclass(slots=True, frozen=True)
@@ -124,8 +126,9 @@ class Form:
     Raises OJSError naming the field.
     """
 
-    def __init__(self, body: bytes) -> None:
+    def __init__(self, body: bytes, check: CheckJob) -> None:
         self._body = body
+        self._check = check
         try:
             self._members: _Spans = _core.scan_json_object(body)
         except (ValueError, TypeError) as error:
@@ -209,7 +212,9 @@ class Form:
                 details={"field": at or "args", "max_bytes": MAX_TEMPLATE_BYTES},
                 hint="Pass a reference instead of the payload.",
             )
-        _check_template(template, at)
+        record = _check_template(template, at)
+        if changes:
+            self._check(record, at)
         return template
 
 
@@ -220,7 +225,7 @@ def _check(name: str, text: str, expected: str, parse: Callable[[str], object]) 
         raise _invalid(name, f"'{text[:100]}' ({error})", expected) from None
 
 
-def _check_template(template: dict[str, str], at: str) -> None:
+def _check_template(template: dict[str, str], at: str) -> _core.Record:
     for name in ("id", "scheduled_at", "delay_until"):
         if name in template:
             raise _invalid(at + name, template[name][:60], "nothing: the server sets it for each run")
@@ -230,7 +235,7 @@ def _check_template(template: dict[str, str], at: str) -> None:
     if not template["meta"].startswith("{"):
         raise _invalid(at + "meta", template["meta"][:60], "an object")
     try:
-        _core.parse_enqueue(trial.job_request(0), 0, lambda _: "")
+        return _core.parse_enqueue(trial.job_request(0), 0, lambda _: "")
     except _core.EnvelopeError as error:
         raise refused(
             _core.EnvelopeError(at + error.field, error.received, error.expected, error.retry_policy)

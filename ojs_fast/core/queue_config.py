@@ -47,14 +47,21 @@ class QueueRules:
     retry: list[Any] | None = None
     allowed_job_types: tuple[str, ...] = ()
 
-    def apply(self, record: _core.Record) -> None:
-        """Give a new job what it does not set itself. Raises JobTypeNotAllowed."""
+    def check_type(self, record: _core.Record, at: str = "") -> None:
+        """Refuse a new job of a type that is not taken; `at` is where it stands in the request.
+
+        Raises JobTypeNotAllowed.
+        """
         if self.allowed_job_types and not any(_fits(one, record.type) for one in self.allowed_job_types):
             raise JobTypeNotAllowed(
-                f"Field 'type' is '{record.type}'; queue '{record.queue}' takes "
+                f"Field '{at}type' is '{record.type}'; queue '{record.queue}' takes "
                 f"{', '.join(self.allowed_job_types)[:200]}.",
-                details={"field": "type", "received": record.type, "queue": record.queue},
+                details={"field": f"{at}type", "received": record.type, "queue": record.queue},
             )
+
+    def apply(self, record: _core.Record) -> None:
+        """Give a new job what it does not set itself. Raises JobTypeNotAllowed."""
+        self.check_type(record)
         if not record.timeout_ms:
             record.timeout_ms = self.timeout_ms
         if not record.visibility_ms:

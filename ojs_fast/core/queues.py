@@ -228,6 +228,11 @@ class Queues:
             return queue
         raise BackendUnavailable(f"Queue '{name}' is being changed by too many clients at once.")
 
+    def check_type(self, record: _core.Record, at: str) -> None:
+        """Refuse a job that its queue does not take; `at` is where it stands in a request. Raises JobTypeNotAllowed."""
+        if (rules := self.rules.get(record.queue)) is not None:
+            rules.check_type(record, at)
+
     def known(self, name: str) -> Queue | None:
         """The queue as this node knows it, without asking NATS."""
         known = self._known.get(name)

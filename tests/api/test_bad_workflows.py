@@ -176,6 +176,36 @@ def test_a_workflow_that_makes_no_sense_is_refused(api: Api, name: str) -> None:
     assert words in error["message"]
 
 
+def other(**fields: Any) -> Body:
+    """Make a step of a type that its queue does not take."""
+    return job(type="pay.now", **fields)
+
+
+@pytest.mark.parametrize(
+    ("template", "field"),
+    [
+        (chain(other()), "steps[1].type"),
+        ({"type": "group", "jobs": [job(), job(), other()]}, "jobs[2].type"),
+        (batch(jobs=[job(), other()]), "jobs[1].type"),
+        (batch(callbacks={"on_failure": other()}), "callbacks.on_failure.type"),
+        (chain({"type": "group", "jobs": [job(), other()]}), "steps[1].jobs[1].type"),
+        (chain(batch(callbacks={"on_success": other()})), "steps[1].callbacks.on_success.type"),
+        ({"name": "g", "steps": [job(id="a"), other(id="b", depends_on=["a"])]}, "steps[1].type"),
+        ({"type": "chain", "steps": [{"type": "pay.now", "args": []}], "options": {"queue": "QUEUE"}}, "steps[0].type"),
+    ],
+    ids=["chain", "group", "batch", "callback", "nested", "nested callback", "graph", "inherited queue"],
+)
+def test_a_step_that_its_queue_does_not_take_is_refused_by_name(api: Api, template: Body, field: str) -> None:
+    """Steps, members, callbacks and nested ones; nothing is created."""
+    queue = unique_queue()
+    api.call("PUT", f"/queues/{queue}/config", {"allowed_job_types": ["bad.*"]})
+    total = api.call("GET", "/workflows")["pagination"]["total"]
+    answer = api.http.post("/ojs/v1/workflows", content=json.dumps(template).replace("QUEUE", queue))
+    refusal(answer, 422, code="job_type_not_allowed", field=field)
+    assert api.call("GET", "/workflows")["pagination"]["total"] == total
+    assert api.call("GET", f"/queues/{queue}/stats")["depth"] == 0
+
+
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"1", b'{"type":"chain"', b"\xff", b"null"])
 def test_a_body_that_is_no_object_is_refused(api: Api, content: bytes) -> None:
     """As everywhere."""

@@ -284,6 +284,42 @@ def test_enqueue_runs_every_occurrence_one_after_the_other(api: Api, name: str) 
     assert [later - before for before, later in pairwise(seconds)] == [1.0, 1.0, 1.0]
 
 
+def test_a_queue_refuses_templates_of_types_that_it_does_not_take(api: Api, name: str) -> None:
+    """In both shapes, and when the template changes; nothing is registered then."""
+    queue = unique_queue()
+    api.call("PUT", f"/queues/{queue}/config", {"allowed_job_types": ["mail.*"]})
+    good: Body = {"type": "mail.send", "args": [], "options": {"queue": queue}}
+    bad: Body = good | {"type": "pay.now"}
+    about = {"name": name, "expression": NEVER_SOON}
+    for template, field in (({"job_template": bad}, "job_template.type"), (bad, "type")):
+        refusal(api.request("POST", "/cron", about | template), 422, code="job_type_not_allowed", field=field)
+    refusal(api.request("GET", f"/cron/{name}"), 404)
+    api.call("POST", "/cron", about | {"job_template": good})
+    refusal(api.request("PATCH", f"/cron/{name}", bad), 422, code="job_type_not_allowed", field="type")
+    assert api.call("GET", f"/cron/{name}")["cron"]["type"] == "mail.send"
+
+
+@pytest.mark.parametrize("policy", ["skip", "enqueue"])
+def test_runs_that_the_queue_does_not_take_any_more_are_skipped(api: Api, name: str, policy: str) -> None:
+    """A rule that came after the registration: each occurrence is told as skipped, and runs come again without it."""
+    queue = unique_queue()
+    register(api, name, EACH_SECOND, queue, overlap_policy=policy)
+    [job] = found(api, queue)
+    api.call("PUT", f"/queues/{queue}/config", {"allowed_job_types": ["mail.*"]})
+    api.ack(job["id"])
+
+    def refused() -> list[Body]:
+        return [data for data in skipped(api, name) if data["reason"] == "job_type_not_allowed"]
+
+    poll(lambda: len(refused()) > 1, deadline_s=6, what="two occurrences are skipped")
+    assert "active_job_id" not in refused()[0]
+    assert api.fetch(queue) == []
+    api.call("PATCH", f"/cron/{name}", {"description": "still changeable"})
+    api.call("PUT", f"/queues/{queue}/config", {"allowed_job_types": None})
+    [job] = found(api, queue)
+    assert job["type"] == "cron.test"
+
+
 def test_deleting_an_entry_leaves_its_jobs(api: Api, name: str) -> None:
     """Unregistering ends the schedule, not the runs."""
     queue = unique_queue()

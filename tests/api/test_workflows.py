@@ -369,6 +369,25 @@ def test_a_nested_group_is_a_step_of_its_chain(api: Api) -> None:
     assert (ended["state"], ended["metadata"]["completed_count"], ended["steps_completed"]) == ("completed", 4, 3)
 
 
+def test_a_workflow_goes_on_when_a_queue_takes_its_type_no_more(api: Api) -> None:
+    """What was accepted runs: later steps, nested workflows and callbacks, also by a retry."""
+    queue = unique_queue()
+    batch = {
+        "type": "batch",
+        "jobs": [job(queue, "b0"), job(queue, "bad")],
+        "callbacks": {"on_complete": job(queue, "cb")},
+    }
+    group = {"type": "group", "jobs": [job(queue, "g0"), job(queue, "bad")]}
+    made = create(api, type="chain", steps=[job(queue, "first"), batch, group, job(queue, "last")])
+    api.call("PUT", f"/queues/{queue}/config", {"allowed_job_types": ["mail.*"]})
+    refusal(api.request("POST", "/workflows", {"type": "chain", "steps": [job(queue)]}), 422)
+    met = run(api, queue, made["id"], failing=("bad",))
+    assert (met[0], sorted(met[1:3]), met[3], sorted(met[4:])) == ("first", ["b0", "bad"], "cb", ["bad", "g0"])
+    api.call("POST", f"/workflows/{made['id']}/retry")
+    assert run(api, queue, made["id"]) == ["bad", "last"]
+    assert get(api, made["id"])["state"] == "completed"
+
+
 def test_every_composition_of_the_specification_works(api: Api) -> None:
     """Section 10.1, three levels deep and more."""
     queue = unique_queue()

@@ -65,6 +65,8 @@ def test_a_queue_takes_only_the_types_it_allows(patterns: list[str], *, fits: bo
         queue.apply(record())
     assert refusal.value.details is not None
     assert refusal.value.details["field"] == "type"
+    with pytest.raises(JobTypeNotAllowed, match=r"'steps\[1\]\.type' is 'mail.send'"):
+        queue.check_type(record(), "steps[1].")
 
 
 REFUSED: list[tuple[Any, str, type[OJSError]]] = [

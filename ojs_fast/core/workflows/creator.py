@@ -6,6 +6,7 @@ from ojs_fast import _core
 from ojs_fast.config import Settings
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.jobs import GROWTH_BYTES
+from ojs_fast.core.queues import Queues
 from ojs_fast.core.stores import Stores
 from ojs_fast.core.tracing import Tracing
 from ojs_fast.core.workflows.members import RESULTS_ROOM_BYTES
@@ -19,19 +20,25 @@ class Creator:
     """Validates and stores definitions."""
 
     def __init__(
-        self, stores: Stores, settings: Settings, store: WorkflowStore, tracing: Tracing, clock: NowMs
+        self, stores: Stores, settings: Settings, queues: Queues, store: WorkflowStore, tracing: Tracing, clock: NowMs
     ) -> None:
         self._stores = stores
+        self._queues = queues
         self._max_depth = settings.max_depth
         self._store = store
         self._tracing = tracing
         self._clock = clock
 
-    def draft(self, body: bytes) -> Draft:
-        """Validate a definition. Raises OJSError."""
+    def draft(self, body: bytes, *, is_accepted: bool = False) -> Draft:
+        """Validate a definition. Raises OJSError.
+
+        One that is accepted stays so, whatever its queues take by now.
+        """
         limit = self._stores.connection.max_record_bytes - GROWTH_BYTES - RESULTS_ROOM_BYTES
 
         def check(record: _core.Record, at: str) -> None:
+            if not is_accepted:
+                self._queues.check_type(record, at + ".")
             if len(record.body) > limit:
                 raise PayloadTooLarge(
                     f"Field '{at}' is a job of {len(record.body)} bytes; the NATS server takes {limit} in a workflow.",

@@ -239,7 +239,8 @@ class Driver:
         parent = [run.header.id, index, run.generation(index)]
         inner = await self._store.find(id_)
         if inner is None:
-            await self.begin(await self._creator.create(id_, self._creator.draft(raw), parent, run.header.trace))
+            draft = self._creator.draft(raw, is_accepted=True)
+            await self.begin(await self._creator.create(id_, draft, parent, run.header.trace))
         elif inner.header.parent != parent:
             await self.restart(inner, parent)
         else:

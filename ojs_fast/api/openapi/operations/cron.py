@@ -8,7 +8,7 @@ from ojs_fast.api.openapi.schema import ref
 TAG = "Cron"
 _NAME = path("name", CRON_NAME, "The name of the cron job")
 _NONE = "There is no such cron job"
-_RULES = "A retry policy breaks a rule, or the OJS-Version is unknown"
+_RULES = "A retry policy breaks a rule, the queue does not take this type, or the OJS-Version is unknown"
 _TOO_LARGE = "The body or the job template is too large"
 _BUSY = "It was changed by somebody else at the same moment"
 

@@ -18,7 +18,9 @@ OPERATIONS = (
         {201: Answer("The workflow, running", ref("WorkflowResponse"), ("Location",))},
         "A `chain`, `group` or `batch`, or steps with `depends_on`; they nest.",
         body=ref("WorkflowRequest"),
-        errors={422: "A retry policy breaks a rule, or the OJS-Version is unknown"},
+        errors={
+            422: "A retry policy breaks a rule, a queue does not take a step's type, or the OJS-Version is unknown"
+        },
     ),
     Operation(
         "listWorkflows", "GET", V1 + "/workflows", TAG, "List workflows",
