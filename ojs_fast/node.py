@@ -205,7 +205,16 @@ class Node:
         self._make_priorities()
         self.search = JobSearch(self.stores)
         self.queue_admin = QueueAdmin(
-            self.stores, self.queues, self.jobs, self.search, self.stats, counts, self.tallies, self.events, clock
+            self.stores,
+            self.queues,
+            self.jobs,
+            self.search,
+            self.stats,
+            counts,
+            self.tallies,
+            self.limit_admin,
+            self.events,
+            clock,
         )
         self.admission.drop = self.queue_admin.drop_oldest
         self._make_views()

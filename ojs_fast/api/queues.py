@@ -92,7 +92,7 @@ class QueueHandlers:
 
     async def get_config(self, request: Request) -> Reply:
         """GET /queues/{name}/config."""
-        return _config(await self._admin.find(_name(request)))
+        return _config(await self._admin.look(_name(request)))
 
     async def configure(self, request: Request) -> Reply:
         """PUT and PATCH /queues/{name}/config (ojs-queue-config section 9.1): the members given, the others stay."""
@@ -150,7 +150,7 @@ class QueueHandlers:
         return json_reply({**about, "queue": about})
 
     async def _snapshot(self, request: Request) -> Snapshot:
-        queue = await self._admin.find(_name(request))
+        queue = await self._admin.look(_name(request))
         [snapshot] = await self._stats.of([queue])
         return snapshot
 

@@ -8,7 +8,7 @@ from ojs_fast import _core
 from ojs_fast.core.limit_state import Limit, LimitState
 from ojs_fast.core.limits import QUEUE_KEY, Limits
 from ojs_fast.core.peers import Peers
-from ojs_fast.core.queues import Queues
+from ojs_fast.core.queues import Queue, Queues
 from ojs_fast.core.stores import Stores
 from ojs_fast.errors import NotFound
 from ojs_fast.storage import names
@@ -83,6 +83,49 @@ class LimitAdmin:
         await self._queues.update(name, limited=True)
         return {"queue": name, **await self.get(key)}
 
+    async def concurrency(self, queue: Queue) -> int | None:
+        """How many jobs of a queue may be active at once, over all nodes; None = as many as there are.
+
+        Raises Unavailable.
+        """
+        found = await self._bucket.get(names.encode_token(QUEUE_KEY + queue.name)) if queue.limited else None
+        state = LimitState.read(queue.name, found[0]) if found is not None else None
+        if state is None:
+            return None
+        most: int | None = state.in_force(state.now_ms(self._server_clock.now_ms())).get("concurrency")
+        return most
+
+    async def set_concurrency(self, name: str, most: int | None) -> None:
+        """Let so many jobs of a queue be active at once, None = as many as there are. Raises Unavailable.
+
+        A rate and throttle that the queue's limit has stay, unless they were to end by themselves.
+        """
+        queue = await self._queues.refresh(name)
+        is_limited = queue is not None and queue.limited
+        left = False
+
+        def change(state: LimitState, now_ms: float) -> bool:
+            nonlocal left
+            left = is_limited
+            # What lies there while the queue is not limited means nothing.
+            present = state.in_force(now_ms) if is_limited else {}
+            if present.get("concurrency") == most:
+                return False
+            if most is not None:
+                present = {"expires_ms": 0} if present.get("expires_ms") else present
+                state.override = {"expires_ms": 0, **present, "concurrency": most}
+            else:
+                rest = {member: value for member, value in present.items() if member != "concurrency"}
+                state.override = rest if len(rest) > 1 else None
+            left = state.override is not None
+            return True
+
+        if most is None and not is_limited:
+            return
+        await self._limits.keys.edit(QUEUE_KEY + name, change)
+        if most is not None or not left:
+            await self._queues.update(name, limited=left)
+
     # -- how it is shown -------------------------------------------------------------------------
 
     def _shown(self, name: str, state: LimitState, waiting: int) -> dict[str, Any]:
@@ -91,8 +134,8 @@ class LimitAdmin:
         shown: dict[str, Any] = {"key": name, **_strategies(state, limit, now_ms), "waiting_count": waiting}
         if state.until_ms > now_ms:
             shown["paused_until"] = _time(state.until_ms)
-        if state.override is not None and (not state.override["expires_ms"] or state.override["expires_ms"] > now_ms):
-            shown["override"] = _shown_override(state.override)
+        if override := state.in_force(now_ms):
+            shown["override"] = _shown_override(override)
         return shown
 
     async def _waiting(self, wanted: list[str]) -> dict[str, int]:

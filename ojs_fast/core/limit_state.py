@@ -120,10 +120,15 @@ class LimitState:
 
     # -- rules -----------------------------------------------------------------------------------
 
+    def in_force(self, now_ms: float) -> dict[str, Any]:
+        """The override as long as it holds, else empty."""
+        override = self.override
+        return {} if override is None or 0 < override["expires_ms"] <= now_ms else override
+
     def effective(self, limit: Limit, now_ms: float) -> Limit:
         """A job's limit with what the override of its key replaces."""
-        override = self.override
-        if override is None or 0 < override["expires_ms"] <= now_ms:
+        override = self.in_force(now_ms)
+        if not override:
             return limit
         rate, period_ms = override.get("rate", (limit.rate, limit.period_ms))
         throttle_ms, throttle = override.get("throttle", (limit.throttle_ms, limit.throttle))

@@ -3,7 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from ojs_fast import _core
@@ -12,6 +12,8 @@ from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.job_search import JobFilter, JobSearch
 from ojs_fast.core.jobs import WAITING_STATES, Jobs
+from ojs_fast.core.limit_admin import LimitAdmin
+from ojs_fast.core.queue_config import CONCURRENCY
 from ojs_fast.core.queues import Queue, Queues
 from ojs_fast.core.stats import Stats
 from ojs_fast.core.stores import Stores
@@ -62,6 +64,7 @@ class QueueAdmin:
         stats: Stats,
         counts: QueueCounts,
         tallies: Tallies,
+        limits: LimitAdmin,
         events: Events,
         clock: NowMs,
     ) -> None:
@@ -72,6 +75,7 @@ class QueueAdmin:
         self._stats = stats
         self._counts = counts
         self._tallies = tallies
+        self._limits = limits
         self._events = events
         self._clock = clock
 
@@ -81,6 +85,18 @@ class QueueAdmin:
         if queue is None:
             raise queue_not_found(name)
         return queue
+
+    async def look(self, name: str) -> Queue:
+        """The queue, its configuration with the `concurrency` in force. Raises NotFound, Unavailable."""
+        queue = await self.find(name)
+        most = await self._limits.concurrency(queue)
+        return queue if most is None else replace(queue, config={**queue.config, CONCURRENCY: most})
+
+    async def _limit(self, queue: Queue, change: Any) -> Queue:
+        # After the rest, which may be refused; each of both writes is sound without the other.
+        if change and CONCURRENCY in change:
+            await self._limits.set_concurrency(queue.name, change[CONCURRENCY])
+        return await self.look(queue.name)
 
     async def create(self, name: str, config: Any) -> Queue:
         """Make a queue that does not exist yet. Raises Conflict, InvalidRequest, Unavailable."""
@@ -92,6 +108,7 @@ class QueueAdmin:
                 details={"resource_type": "queue", "resource_id": name},
                 hint="PUT /ojs/v1/queues/{name}/config changes its configuration.",
             )
+        queue = await self._limit(queue, config)
         self._events.announce("queue.created", name, {"queue": name})
         return queue
 
@@ -101,6 +118,7 @@ class QueueAdmin:
         if isinstance(change, dict) and set(change) == {"config"}:
             change, at = change["config"], "config."
         queue = await self._queues.update(name, configure=lambda present: queue_config.merged(present, change, at))
+        queue = await self._limit(queue, change)
         self._events.announce("queue.config_updated", name, {"queue": name})
         return queue
 

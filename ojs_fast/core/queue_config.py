@@ -12,7 +12,11 @@ STRATEGIES = ("reject", "block", "drop_oldest")
 MAX_SECONDS = 31_536_000
 MAX_DEPTH = 1_000_000_000
 MAX_TYPES = 1000
+MAX_CONCURRENCY = 10_000  # as for every limit: each permit stands in the entry of its key
+# Not kept with the rest: the limit of the queue's key is the truth (limit_admin).
+CONCURRENCY = "concurrency"
 HONOURED = (
+    CONCURRENCY,
     "backpressure",
     "max_size",
     "overflow_policy",
@@ -24,7 +28,6 @@ HONOURED = (
 )
 # What the documents name and this server does not do: refused, so that nobody relies on it.
 UNSUPPORTED = (
-    "concurrency",
     "rate_limit",
     "max_size_bytes",
     "dead_letter_queue",
@@ -84,7 +87,7 @@ def _refused(name: str, value: Any, expected: str) -> InvalidRequest:
 
 
 def merged(present: dict[str, Any], change: Any, at: str = "") -> dict[str, Any]:
-    """The configuration after a change: members given replace, null removes, the rest stays.
+    """The configuration after a change: members given replace, null removes, the rest stays; without `concurrency`.
 
     `at` is where the change stands in the request. Raises InvalidRequest, Unsupported, ValidationFailed.
     """
@@ -100,7 +103,11 @@ def merged(present: dict[str, Any], change: Any, at: str = "") -> dict[str, Any]
             raise _refused(at + name, change[name], f"only {', '.join(HONOURED)}")
     if change.get("overflow_policy") is not None:
         _choice(change["overflow_policy"], at + "overflow_policy")  # also where backpressure goes before it
-    config = {name: value for name, value in {**present, **change}.items() if value is not None}
+    most = change.get(CONCURRENCY)
+    if most is not None and (type(most) is not int or not 0 <= most <= MAX_CONCURRENCY):
+        raise _refused(at + CONCURRENCY, most, f"an integer from 0 (no job starts) to {MAX_CONCURRENCY}")
+    members = {**present, **change}
+    config = {name: value for name, value in members.items() if value is not None and name != CONCURRENCY}
     if isinstance(change.get("backpressure"), dict) and "max_size" not in change:
         # Two names for one bound: the one that was set last counts.
         config.pop("max_size", None)

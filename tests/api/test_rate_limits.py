@@ -474,6 +474,86 @@ def test_a_queue_limit_can_be_changed(api: Api) -> None:
     assert len(started) == 2
 
 
+def configured(api: Api, queue: str) -> Any:
+    """The concurrency that the configuration tells; all places that show it agree."""
+    shown = api.call("GET", f"/queues/{queue}/config")
+    about, detail = api.call("GET", f"/queues/{queue}"), api.call("GET", f"/admin/queues/{queue}")
+    assert shown["config"] == shown["configuration"] == about["config"] == detail["config"] == detail["configuration"]
+    return shown["config"].get("concurrency")
+
+
+@pytest.mark.parametrize(("method", "path"), [("PUT", "/queues"), ("PATCH", "/admin/queues")])
+def test_the_concurrency_of_a_queue_is_configured(api: Api, method: str, path: str) -> None:
+    """ojs-queue-config section 6.2: it holds for jobs that wait already, null takes it away, the rest stays."""
+    queue = unique_queue()
+    config = f"{path}/{queue}/config"
+    jobs = [api.enqueue(queue)["id"] for _ in range(5)]
+    answer = api.call(method, config, {"concurrency": 2, "retention": {"completed": "P1D"}})
+    assert answer["config"] == {"concurrency": 2, "retention": {"completed": "P1D"}}
+    assert [fetched(api, queue)["id"], fetched(api, queue)["id"]] == jobs[:2]
+    assert api.fetch(queue, count=9) == []
+    assert api.call("GET", f"/rate-limits/queue-limit:{queue}")["concurrency"]["active"] == 2
+    assert api.call(method, config, {"concurrency": 3})["config"]["concurrency"] == configured(api, queue) == 3
+    assert fetched(api, queue, 9)["id"] == jobs[2]
+    assert api.fetch(queue, count=9) == []
+    api.call(method, config, {"max_size": 10})
+    assert configured(api, queue) == 3
+    answer = api.call(method, config, {"concurrency": None})
+    assert answer["config"] == {"retention": {"completed": "P1D"}, "max_size": 10}
+    assert configured(api, queue) is None
+    assert {fetched(api, queue)["id"], fetched(api, queue)["id"]} == set(jobs[3:])
+
+
+def test_a_queue_is_created_with_its_concurrency(api: Api) -> None:
+    """Section 9.2; 0 lets no job start."""
+    queue = unique_queue()
+    answer = api.call("POST", "/queues", {"name": queue, "config": {"concurrency": 0, "max_size": 10}})
+    assert answer["config"] == {"concurrency": 0, "max_size": 10}
+    refusal(api.request("POST", "/queues", {"name": queue, "config": {"concurrency": 5}}), 409)
+    assert configured(api, queue) == 0
+    api.enqueue(queue)
+    assert api.fetch(queue) == []
+    api.call("PUT", f"/queues/{queue}/config", {"config": {"concurrency": 1}})
+    fetched(api, queue)
+
+
+def test_the_configuration_and_the_limit_of_a_queue_are_one(api: Api) -> None:
+    """Whichever was set last; a rate stays when the concurrency changes or goes, unless it was to end by itself."""
+    queue = unique_queue()
+    limit, config = f"/admin/queues/{queue}/rate-limit", f"/queues/{queue}/config"
+    rate = {"limit": 5, "period": "PT1H"}
+    api.call("PUT", limit, {"concurrency": 2, "rate": rate})
+    assert configured(api, queue) == 2
+    api.call("PUT", config, {"concurrency": 4})
+    assert override(api, queue) == {"concurrency": 4, "rate": rate}
+    api.call("PUT", config, {"concurrency": None})
+    assert (configured(api, queue), override(api, queue)) == (None, {"rate": rate})
+    api.call("PUT", limit, {"concurrency": 1, "rate": rate, "expires_at": "+PT1H"})
+    assert configured(api, queue) == 1
+    api.call("PUT", config, {"concurrency": 6})
+    assert override(api, queue) == {"concurrency": 6}
+    api.call("DELETE", limit)
+    assert configured(api, queue) is None
+    api.call("PUT", config, {"concurrency": None})
+    assert configured(api, queue) is None
+
+
+def test_the_concurrency_of_a_queue_goes_with_it(api: Api) -> None:
+    """A deleted queue comes back without it, and what lies in its limit's entry does not come into force again."""
+    queue = unique_queue()
+    api.call("PUT", f"/admin/queues/{queue}/rate-limit", {"concurrency": 2, "rate": {"limit": 5, "period": "PT1H"}})
+    api.call("DELETE", f"/queues/{queue}")
+    api.call("POST", "/queues", {"name": queue})
+    assert configured(api, queue) is None
+    api.call("PATCH", f"/queues/{queue}/config", {"concurrency": 3})
+    assert override(api, queue) == {"concurrency": 3}
+
+
+def override(api: Api, queue: str) -> Any:
+    """The limit of a queue as it was set."""
+    return api.call("GET", f"/rate-limits/queue-limit:{queue}")["override"]
+
+
 # -- what is told ----------------------------------------------------------------------------------
 
 

@@ -533,6 +533,38 @@ def bounded(stage: Stage) -> Iterator[None]:
     stage.drain()
 
 
+def concurrency(stage: Stage, before: int | None, after: int | None) -> Iterator[None]:
+    """The configuration tells the limit that is in force; the same request again brings about what was asked for."""
+    path = f"/queues/{stage.queue}/config"
+    stage.doomed.call("PUT", path, {"concurrency": before})
+    for _ in range(3):
+        stage.put()
+    yield
+    answer = stage.attempt(lambda: stage.doomed.call("PUT", path, {"concurrency": after, "max_size": 9}))
+    yield
+    told = stage.survivor.call("GET", path)["config"].get("concurrency")
+    assert told in ((before, after) if answer is None else (after,))
+    assert len(stage.take(3, stage.survivor)) == (told or 3)
+    again = stage.survivor.call("PUT", path, {"concurrency": after, "max_size": 9})["config"]
+    assert (again.get("concurrency"), again["max_size"]) == (after, 9)
+    stage.drain()
+
+
+def concurrency_set(stage: Stage) -> Iterator[None]:
+    """It holds, or none does."""
+    yield from concurrency(stage, None, 1)
+
+
+def concurrency_changed(stage: Stage) -> Iterator[None]:
+    """The old or the new one holds."""
+    yield from concurrency(stage, 2, 1)
+
+
+def concurrency_removed(stage: Stage) -> Iterator[None]:
+    """It holds, or none does."""
+    yield from concurrency(stage, 1, None)
+
+
 # -- workflows -------------------------------------------------------------------------------------
 
 
@@ -731,6 +763,7 @@ OF_ANY_NODE: list[Scenario] = [
     checkpoint, progress, schema,
     cancel, cancel_scheduled, cancel_active, activate, change_of_priority, retry_of_a_dead_letter,
     removal_of_a_dead_letter, bulk_cancel, purge, removal_of_a_queue, bounded,
+    concurrency_set, concurrency_changed, concurrency_removed,
     chain, workflow_with_all, next_step, last_of_a_batch, last_of_a_nested_one, cancel_of_a_workflow,
     retry_of_a_workflow,
 ]  # fmt: skip

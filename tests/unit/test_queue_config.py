@@ -44,6 +44,12 @@ def test_a_change_keeps_what_it_does_not_name_and_null_removes() -> None:
     assert config == {"visibility_timeout": 6, "max_size": 1}
 
 
+@pytest.mark.parametrize("value", [5, 0, None])
+def test_the_concurrency_is_kept_elsewhere(value: int | None) -> None:
+    """It is fine, but the limit of the queue's key holds it, so that there is one truth."""
+    assert merged({"max_size": 1}, {"concurrency": value}) == {"max_size": 1}
+
+
 def test_defaults_apply_only_to_what_the_job_leaves_open() -> None:
     """A job's own values win over its queue's (ojs-queue-config section 7.3)."""
     queue = rules({"default_timeout": 7, "visibility_timeout": 8, "default_retry": {"max_attempts": 9}})
@@ -72,7 +78,10 @@ def test_a_queue_takes_only_the_types_it_allows(patterns: list[str], *, fits: bo
 REFUSED: list[tuple[Any, str, type[OJSError]]] = [
     ([], "config", InvalidRequest),
     ({"surprise": 1}, "surprise", InvalidRequest),
-    ({"concurrency": 5}, "concurrency", Unsupported),
+    ({"concurrency": -1}, "concurrency", InvalidRequest),
+    ({"concurrency": 10_001}, "concurrency", InvalidRequest),
+    ({"concurrency": True}, "concurrency", InvalidRequest),
+    ({"concurrency": "5"}, "concurrency", InvalidRequest),
     ({"rate_limit": {"limit": 5}}, "rate_limit", Unsupported),
     ({"dead_letter_queue": "x"}, "dead_letter_queue", Unsupported),
     ({"max_size_bytes": 5}, "max_size_bytes", Unsupported),

@@ -17,7 +17,7 @@ from ojs_fast.api.openapi.schema import (
     time,
 )
 from ojs_fast.core.queue_admin import PURGEABLE
-from ojs_fast.core.queue_config import MAX_DEPTH, MAX_SECONDS, MAX_TYPES, STRATEGIES
+from ojs_fast.core.queue_config import MAX_CONCURRENCY, MAX_DEPTH, MAX_SECONDS, MAX_TYPES, STRATEGIES
 
 _BACKPRESSURE = request(
     {},
@@ -45,6 +45,7 @@ _CONFIG = request(
         "backpressure": _BACKPRESSURE,
         "max_size": integer("Another way to say `backpressure.max_depth`", 0, MAX_DEPTH),
         "overflow_policy": one_of(STRATEGIES, "Beside `max_size`: its strategy"),
+        "concurrency": integer("Most jobs that are active at once, over all workers; 0: none", 0, MAX_CONCURRENCY),
         "retention": _RETENTION,
         "visibility_timeout": integer("Seconds, for jobs that do not say", 1, MAX_SECONDS),
         "default_timeout": integer("Seconds that an attempt may run, for jobs that do not say", 1, MAX_SECONDS),
