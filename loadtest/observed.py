@@ -45,7 +45,9 @@ def main() -> int:
     try:
         with (
             tempfile.TemporaryDirectory(prefix="ojs-observed-") as scratch,
-            servers.running(servers.OJS, Path(scratch), "interval", OJS_ACCESS_LOG="true") as observed,
+            servers.running(
+                servers.OJS, Path(scratch), "interval", OJS_ACCESS_LOG="true", OJS_LOG_FORMAT="json"
+            ) as observed,
             servers.running(BARE, Path(scratch), "interval") as bare,
         ):
             asyncio.run(measure(observed, bare, args))

@@ -124,6 +124,10 @@ class Lines:
         self._logger = logger
         self._is_text = _is_text(log_format)
         self._lines: list[str] = []
+        # The part of JSON lines that stays the same for a second.
+        self._second = 0
+        self._head: dict[str, Any] = {}
+        self._to_the_second = ""
 
     def info(self, message: str, extras: dict[str, Any]) -> None:
         """Log a line with these fields within GATHER_S; called in the event loop."""
@@ -131,7 +135,13 @@ class Lines:
         if self._is_text:
             line = _printable(_text_line(now_s, logging.INFO, message, extras))
         else:
-            line = _dump(_json_head(now_s, logging.INFO, self._logger, message) | extras)
+            if now_s - self._second >= 1 or now_s < self._second:
+                self._second = int(now_s)
+                self._head = _json_head(self._second, logging.INFO, self._logger, "")
+                self._to_the_second = self._head["timestamp"][:-4]
+            self._head["timestamp"] = f"{self._to_the_second}{int((now_s - self._second) * 1000):03d}Z"
+            self._head["message"] = message
+            line = _dump(self._head | extras)
         if not self._lines:
             asyncio.get_running_loop().call_later(GATHER_S, self.flush)
         self._lines.append(line)
