@@ -172,6 +172,10 @@ class Claims:
         if claim is not None and claim.revision < revision:
             claim.record, claim.revision = record, revision
 
+    def late_ms(self, claim: Claim) -> int:
+        """For how long the execution time of a held claim has been over."""
+        return max(0, self._steady() - claim.timeout_at_ms)
+
     def of_worker(self, worker_id: str) -> list[Claim]:
         """The claims of one worker that this node holds."""
         return [self._held[job_id] for job_id in self._by_worker.get(worker_id, ())]

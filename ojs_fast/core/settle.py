@@ -302,10 +302,7 @@ class Settler:
                 await self.adopt_record(record, found[1])
             return
         if is_timeout:
-            failure = Failure(
-                "timeout", "timeout", f"The job ran longer than its execution timeout of {claim.record.timeout_ms} ms."
-            )
-            await self._end(job_id, failure, self._fail)
+            await self._end(job_id, _timed_out(claim.record, self._claims.late_ms(claim)), self._fail)
         else:
             await self.take_back(
                 job_id,
@@ -330,6 +327,14 @@ class Settler:
         except Conflict:
             return
         self._announce_failure(record, failure)
+
+
+def _timed_out(record: _core.Record, late_ms: int) -> Failure:
+    """The failure of ojs-timeouts section 8."""
+    limit_s, elapsed_s = record.timeout_ms / 1000, (record.timeout_ms + late_ms) / 1000
+    members = b',"timeout_kind":"execution","limit_seconds":%.12g,"elapsed_seconds":%.12g' % (limit_s, elapsed_s)
+    message = f"The job ran longer than its execution timeout of {record.timeout_ms} ms."
+    return Failure("timeout", "timeout", message, extra=members)
 
 
 def _identity(record: _core.Record) -> _Identity:

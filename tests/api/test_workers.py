@@ -455,7 +455,9 @@ def test_an_execution_that_takes_too_long_is_ended(api: Api, attempts: int) -> N
     poll(lambda: api.get(job_id)["state"] != "active", deadline_s=5, what="the execution ends")
     stored = api.get(job_id)
     assert stored["state"] == ("discarded" if attempts == 1 else "retryable")
-    assert (stored["error"]["code"], stored["error"]["type"]) == ("timeout", "timeout")
+    error = stored["error"]
+    assert (error["code"], error["type"], error["timeout_kind"]) == ("timeout", "timeout", "execution")
+    assert error["limit_seconds"] <= error["elapsed_seconds"] < error["limit_seconds"] + 60
     assert -5 < ms(stored["error"]["occurred_at"]) - started - 300 < 250
     refusal(api.request("POST", "/workers/ack", {"job_id": job_id}), 409, code="conflict")
 
