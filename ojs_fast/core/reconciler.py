@@ -9,7 +9,7 @@ acknowledgement may have been lost).
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 from ojs_fast import _core
@@ -40,10 +40,6 @@ SWEEP_S = 60.0
 # With several NATS servers, what was sent to one that stood still may land long after its sender was reconciled, and a
 # new leader of a consumer may not know at first what the old one had delivered.
 LATE_S = (10, 30, 60)
-
-
-# What is done about a message: its sequence and revision, the record as it is now, the live nodes.
-_Inspect = Callable[[int, int, tuple[bytes, int] | None, set[str]], Awaitable[None]]
 
 
 class Reconciler:
@@ -134,7 +130,8 @@ class Reconciler:
         """
         if time.monotonic() < self._sweep_due:
             return
-        await self._walk_in_flight(self._inspect_claim)
+        async for page in self._in_flight():  # parked ones too: they are not active, and if one is, nobody parks it
+            await self._adopt_unheld([job_id for _, _, job_id in page if not self._propagator.is_held(job_id)])
         self._sweep_due = time.monotonic() + SWEEP_S
 
     async def _audit_work(self) -> None:
@@ -275,9 +272,18 @@ class Reconciler:
                 elif record.node_id not in live:
                     await self._settler.adopt_record(record, revision)
 
-    async def _walk_in_flight(self, inspect: _Inspect | None = None) -> None:
+    async def _walk_in_flight(self) -> None:
         """Look at every message that was delivered, not acknowledged, and not parked by a live node."""
         parked = await self.parked()
+        async for page in self._in_flight():
+            works = [one for one in page if one[0] not in parked]
+            found = await self._stores.records.get_many(job_id for _, _, job_id in works)
+            live = self._leases.live_nodes()
+            for sequence, revision, job_id in works:
+                await self._inspect_one(sequence, revision, found.get(job_id), live)
+
+    async def _in_flight(self) -> AsyncIterator[list[tuple[int, int, str]]]:
+        """Pages of `(sequence, revision, job id)` of messages that were delivered and not acknowledged."""
         for info in await self._stores.work.consumers():
             delivered = info["delivered"]["stream_seq"]
             if not info["num_ack_pending"]:
@@ -289,31 +295,20 @@ class Reconciler:
                 if not page:
                     break
                 after = page[-1][0]
-                found = [one for one in page if one[0] <= delivered and one[0] not in parked]
-                await self._inspect(found, inspect or self._inspect_one)
+                yield list(_works([one for one in page if one[0] <= delivered]))
 
-    async def _inspect(self, messages: list[tuple[int, str, bytes]], inspect: _Inspect) -> None:
-        works: list[tuple[int, int, str]] = []
-        for sequence, _, payload in messages:
-            try:
-                revision, stored = _core.split_work_message(payload)
-                works.append((sequence, revision, _core.Record.parse(stored).id))
-            except ValueError as error:
-                log.error("a foreign message in stream OJS is left alone: %s", error)
-        found = await self._stores.records.get_many(job_id for _, _, job_id in works)
+    async def _adopt_unheld(self, job_ids: list[str]) -> None:
+        found = await self._stores.records.get_many(job_ids)
         live = self._leases.live_nodes()
-        for sequence, revision, job_id in works:
-            await inspect(sequence, revision, found.get(job_id), live)
-
-    async def _inspect_claim(self, _: int, __: int, found: tuple[bytes, int] | None, live: set[str]) -> None:
-        record = _parse(found[0], "") if found else None
-        if found is None or record is None or record.state != "active" or self._propagator.is_held(record.id):
-            return
-        if record.node_id == self._leases.node_id:
-            await self._settler.adopt_lost(record.id)
-        elif record.node_id not in live and self._leases.is_leader:
-            log.warning("a dead node's claim had no holder", extra={"ojs.job_id": record.id})
-            await self._settler.adopt_record(record, found[1])
+        for job_id, (stored, revision) in found.items():
+            record = _parse(stored, job_id)
+            if record is None or record.state != "active" or self._propagator.is_held(job_id):
+                continue
+            if record.node_id == self._leases.node_id:
+                await self._settler.adopt_lost(job_id)
+            elif record.node_id not in live and self._leases.is_leader:
+                log.warning("a dead node's claim had no holder", extra={"ojs.job_id": job_id})
+                await self._settler.adopt_record(record, revision)
 
     async def _inspect_one(self, sequence: int, revision: int, found: tuple[bytes, int] | None, live: set[str]) -> None:
         record = _parse(found[0], "") if found else None
@@ -338,6 +333,15 @@ class Reconciler:
                 await self._settler.adopt_record(record, found[1])
         else:
             await self._stores.work.delete(sequence)
+
+
+def _works(messages: list[tuple[int, str, bytes]]) -> Iterator[tuple[int, int, str]]:
+    for sequence, _, payload in messages:
+        try:
+            revision, stored = _core.split_work_message(payload)
+            yield sequence, revision, _core.Record.parse(stored).id
+        except ValueError as error:
+            log.error("a foreign message in stream OJS is left alone: %s", error)
 
 
 async def _none() -> set[int]:

@@ -119,3 +119,18 @@ async def test_a_heartbeat_extends_though_the_clock_jumped(node: Node, wall: Wal
         await asyncio.sleep(0.7)  # longer than the reservation was
         assert orjson.loads(await node.jobs.get(job_id))["state"] == "active"
         await node.settler.ack(job_id, "w", b"")
+
+
+async def test_the_leader_finds_what_a_dead_node_held(node: Node, caplog: pytest.LogCaptureFixture) -> None:
+    """Its lease is gone, so no reconcile looks for it, and yet the record names it."""
+    await enqueue(node, visibility_timeout_ms=500)
+    [job] = await fetch(node)
+    node.claims.take(job["id"])
+    record, _, revision = await node.jobs.load(job["id"])
+    record.node_id = "gone"
+    await node.stores.records.replace(job["id"], record.serialize(), revision)
+    await eventually(lambda: node.leases.is_leader, "it leads")
+    node.reconciler._sweep_due = 0
+    await node.reconciler.sweep()
+    assert "a dead node's claim had no holder" in caplog.text
+    await held_again(node, job["id"])
