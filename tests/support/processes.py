@@ -35,6 +35,13 @@ class Process(NamedTuple):
             return Path(f"/proc/{self.pid}/comm").read_text(encoding="utf-8").strip()
         return ""
 
+    @property
+    def command(self) -> bytes:
+        """Its command line; b"" once it has ended."""
+        with suppress(OSError):
+            return Path(f"/proc/{self.pid}/cmdline").read_bytes()
+        return b""
+
 
 def poll(condition: Callable[[], T], *, deadline_s: float = 15.0, pause_s: float = 0.01, what: str = "") -> T:
     """Wait until the condition holds and return what it gave; fails the test at the deadline."""

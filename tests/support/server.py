@@ -144,8 +144,7 @@ class Server:
     @property
     def worker_pids(self) -> list[int]:
         """Process ids of Granian's workers, the ones that hold a node each."""
-        commands = {child.pid: Path(f"/proc/{child.pid}/cmdline").read_bytes() for child in descendants(self.pid)}
-        return [pid for pid, command in commands.items() if b"spawn_main" in command]
+        return [child.pid for child in descendants(self.pid) if b"spawn_main" in child.command]
 
     def kill(self) -> None:
         """SIGKILL the main process and wait until all its children are gone."""
