@@ -56,7 +56,9 @@ def test_a_request_under_way_is_finished() -> None:
             time.sleep(UNDER_WAY_S)
             nats.resume()
             assert waiting.result()["state"] == "available"
-        server.stop()
+        # Not by `stop`: its SIGTERM may come when the process has no handler any more.
+        poll(lambda: server.exit_code is not None, what="it ends")
+        assert server.exit_code == 0
 
 
 def test_what_takes_too_long_is_given_up(fresh_server: Callable[..., Server]) -> None:

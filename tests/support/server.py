@@ -142,6 +142,12 @@ class Server:
         return self.nats.pid
 
     @property
+    def exit_code(self) -> int | None:
+        """How the main process ended, None while it runs."""
+        assert self._process is not None
+        return self._process.poll()
+
+    @property
     def worker_pids(self) -> list[int]:
         """Process ids of Granian's workers, the ones that hold a node each."""
         return [child.pid for child in descendants(self.pid) if b"spawn_main" in child.command]
