@@ -22,19 +22,19 @@ def _failed(record: _core.Record) -> str:
     # A run that was left says more than the error: the job's policy took it for final.
     is_final = record.state == "discarded" and record.attempt < record.max_attempts
     retryable = "false" if is_final or error.get("retryable") == b"false" else "true"
-    return f',"error":{{{_told(error)},"retryable":{retryable}}}'
+    return f',"error":{{{_told(record)},"retryable":{retryable}}}'
 
 
 def _retrying(record: _core.Record) -> str:
     at = _core.format_rfc3339_ms(record.next_attempt_ms)
     return (
         f',"max_attempts":{record.max_attempts},"next_retry_at":"{at}","retry_delay_ms":{record.retry_delay_ms},'
-        f'"error":{{{_told(_last_error(record))}}}'
+        f'"error":{{{_told(record)}}}'
     )
 
 
 def _discarded(record: _core.Record) -> str:
-    return f',"total_attempts":{record.attempt},"last_error":{{{_told(_last_error(record))}}}'
+    return f',"total_attempts":{record.attempt},"last_error":{{{_told(record)}}}'
 
 
 def _scheduled(record: _core.Record) -> str:
@@ -80,9 +80,8 @@ def _last_error(record: _core.Record) -> dict[str, bytes]:
     return _members(record.errors[-1]) if record.errors else {}
 
 
-def _told(error: dict[str, bytes]) -> str:
-    code, message = (_core.quote_json(_text(error.get(name))[:LONGEST_MESSAGE]) for name in ("code", "message"))
-    return f'"code":{code},"message":{message}'
+def _told(record: _core.Record) -> str:
+    return ",".join(f'"{name}":{_core.quote_json(text)}' for name, text in error_of(record).items())
 
 
 def _members(raw: bytes) -> dict[str, bytes]:

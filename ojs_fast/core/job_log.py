@@ -7,13 +7,13 @@ import logging
 from typing import Any
 
 from ojs_fast import _core
+from ojs_fast.core.event_data import LONGEST_MESSAGE
 from ojs_fast.core.events import Events
 from ojs_fast.core.retry import Failure
 from ojs_fast.core.workflows.model import FEATURE as WORKFLOW
 
 log = logging.getLogger(__name__)
 
-LONGEST_MESSAGE = 1000
 # Event → severity and message of the line; what failed has a line of its own.
 CHANGES = {
     "job.enqueued": (logging.INFO, "Job enqueued"),
