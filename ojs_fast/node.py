@@ -145,6 +145,7 @@ class Node:
             self.tallies,
             self.stale,
             self.admission,
+            self.peers,
             self.tracing,
             self.node_id,
             clock,
@@ -174,6 +175,7 @@ class Node:
             self.limits,
             self.tallies,
             self.queues,
+            self.peers,
             self.tracing,
             self.node_id,
             clock,
@@ -361,6 +363,7 @@ class Node:
         await self.limit_upkeep.open()
         await self.subscriptions.open()
         await self.connection.subscribe(names.node_subject(self.node_id), self._told)
+        await self.connection.subscribe(names.ALL_NODES, self._told_of_settled)
         if self.connection.is_replicated:
             for subject in names.LEADER_ADVISORIES:
                 await self.connection.subscribe(subject, self.reconciler.leader_changed)
@@ -428,7 +431,7 @@ class Node:
             await asyncio.sleep(RECONCILE_EVERY_S)
 
     async def _told(self, msg: Msg) -> None:
-        """Another node settled a job that this one holds, asks something, or resets everything."""
+        """Another node settled a job that this one claimed, asks something, or resets everything."""
         if msg.data == RESET:
             await self.resetter.answer(msg)
             return
@@ -440,6 +443,9 @@ class Node:
             self._answers.add(task)
             task.add_done_callback(self._answers.discard)
             return
+        await self._told_of_settled(msg)
+
+    async def _told_of_settled(self, msg: Msg) -> None:
         job_id, _, revision = msg.data.decode("ascii", "replace").partition(" ")
         claim = self.claims.get(job_id)
         # A later claim of the same job by this node must survive a late message.

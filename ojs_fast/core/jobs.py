@@ -14,6 +14,7 @@ from ojs_fast.core.checkpoint import drop_checkpoint
 from ojs_fast.core.claims import Claims
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
+from ojs_fast.core.peers import Peers
 from ojs_fast.core.propagate import WAITING, Propagator, dead_key, scheduled_key
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.refusals import refused
@@ -66,6 +67,7 @@ class Jobs:
         tallies: Tallies,
         stale: StaleMessages,
         admission: Admission,
+        peers: Peers,
         tracing: Tracing,
         node_id: str,
         clock: NowMs,
@@ -75,6 +77,7 @@ class Jobs:
         self._tallies = tallies
         self._stale = stale
         self._admission = admission
+        self._peers = peers
         self._settings = settings
         self._answers_early = settings.is_only_node
         self._retention = Retention(settings, queues)
@@ -453,8 +456,7 @@ class Jobs:
             self._claims.settled(job_id, self._claims.take(job_id))
             if ack_subject:
                 self._stores.work.ack(ack_subject)
-            if holder != self._node_id:
-                self._stores.connection.send(names.node_subject(holder), b"%s %d" % (job_id.encode(), revision))
+            self._peers.settled(holder, job_id, revision)
         elif before == "available":
             self._stale.left_by(record, written)
         elif before == record.state:

@@ -1,4 +1,4 @@
-"""Asking the other live nodes what only they know."""
+"""Asking the other live nodes what only they know, and telling them what became of what they hold."""
 
 import asyncio
 import logging
@@ -20,6 +20,13 @@ class Peers:
     def __init__(self, stores: Stores, leases: Leases) -> None:
         self._stores = stores
         self._leases = leases
+
+    def settled(self, holder: str, job_id: str, revision: int) -> None:
+        """A job that a node had claimed was settled here, at this revision: whoever holds it may let go."""
+        if holder == self._leases.node_id:
+            return
+        subject = names.node_subject(holder) if self._leases.is_live(holder) else names.ALL_NODES
+        self._stores.connection.send(subject, b"%b %d" % (job_id.encode(), revision))
 
     async def ask(self, node_id: str, question: bytes) -> bytes | None:
         """What one node answers, None when it does not in ANSWER_S."""

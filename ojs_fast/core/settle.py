@@ -13,6 +13,7 @@ from ojs_fast.core.clock import NowMs
 from ojs_fast.core.events import Events
 from ojs_fast.core.jobs import ATTEMPTS, Jobs
 from ojs_fast.core.limits import Limits
+from ojs_fast.core.peers import Peers
 from ojs_fast.core.propagate import Propagator
 from ojs_fast.core.queues import Queues
 from ojs_fast.core.retention import Retention
@@ -50,6 +51,7 @@ class Settler:
         limits: Limits,
         tallies: Tallies,
         queues: Queues,
+        peers: Peers,
         tracing: Tracing,
         node_id: str,
         clock: NowMs,
@@ -62,6 +64,7 @@ class Settler:
         self._jobs = jobs
         self._events = events
         self._propagator = propagator
+        self._peers = peers
         self._limits = limits
         self._node_id = node_id
         self._clock = clock
@@ -182,8 +185,7 @@ class Settler:
         self._claims.settled(job_id, claim)
         if ack_subject:
             self._stores.work.ack(ack_subject)
-        if holder != self._node_id:
-            self._stores.connection.send(names.node_subject(holder), b"%s %d" % (job_id.encode(), revision))
+        self._peers.settled(holder, job_id, revision)
 
     def _resume(self, job_id: str, ours: _Identity | None) -> None:
         # Nothing was written, or nobody knows. If nothing was, the worker still has the job: adopt it again, if it was

@@ -109,6 +109,11 @@ class Leases:
             if k.startswith(NODE_PREFIX) and not self._is_dead(v, seen)
         } | {self.node_id}
 
+    def is_live(self, node_id: str) -> bool:
+        """Whether a node is one of `live_nodes`."""
+        found = self._seen.get(NODE_PREFIX + node_id)
+        return node_id == self.node_id or (found is not None and not self._is_dead(found[0], found[2]))
+
     def dead_nodes(self) -> set[str]:
         """Ids of those whose lease ended and is not reconciled yet."""
         return {

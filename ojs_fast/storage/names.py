@@ -175,6 +175,10 @@ def webhook_consumer(subscription_id: str) -> str:
     return f"{WEBHOOK_CONSUMERS}{subscription_id}"
 
 
+#: Plain NATS subject on which every node hears about jobs that one adopted from a dead one, and nobody knows which.
+ALL_NODES = "ojs.nodes"
+
+
 def node_subject(node_id: str) -> str:
     """Plain NATS subject on which nodes tell one another about jobs that a node holds."""
     return f"ojs.node.{node_id}"

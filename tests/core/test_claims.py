@@ -8,11 +8,13 @@ from typing import Any
 import orjson
 import pytest
 
+from ojs_fast.config import Settings
 from ojs_fast.errors import BackendUnavailable
 from ojs_fast.node import Node
 from ojs_fast.storage.errors import RevisionConflict, Unavailable
 from tests.core.conftest import WallClock
 from tests.core.test_time import enqueue, eventually, fetch, state
+from tests.support.nats import Nats
 
 
 async def write_over(node: Node, job_id: str) -> None:
@@ -25,6 +27,14 @@ async def held_again(node: Node, job_id: str) -> None:
     """Wait until the job has a holder, with a deadline that still works."""
     await eventually(lambda: node.claims.get(job_id), "the claim is held again")
     await eventually(lambda: state(node, job_id, "available"), "its reservation ends")
+
+
+async def leave_to_nobody(node: Node, job_id: str) -> None:
+    """Let the job be one that a node has claimed which is gone, lease and all."""
+    node.claims.take(job_id)
+    record, _, revision = await node.jobs.load(job_id)
+    record.node_id = "gone"
+    await node.stores.records.replace(job_id, record.serialize(), revision)
 
 
 @pytest.mark.parametrize("how", ["unavailable", "cancelled"])
@@ -125,12 +135,27 @@ async def test_the_leader_finds_what_a_dead_node_held(node: Node, caplog: pytest
     """Its lease is gone, so no reconcile looks for it, and yet the record names it."""
     await enqueue(node, visibility_timeout_ms=500)
     [job] = await fetch(node)
-    node.claims.take(job["id"])
-    record, _, revision = await node.jobs.load(job["id"])
-    record.node_id = "gone"
-    await node.stores.records.replace(job["id"], record.serialize(), revision)
+    await leave_to_nobody(node, job["id"])
     await eventually(lambda: node.leases.is_leader, "it leads")
     node.reconciler._sweep_due = 0
     await node.reconciler.sweep()
     assert "a dead node's claim had no holder" in caplog.text
     await held_again(node, job["id"])
+
+
+@pytest.mark.parametrize("how", ["ack", "cancel"])
+async def test_who_adopted_a_claim_hears_of_its_end(node: Node, nats: Nats, how: str) -> None:
+    """The record still names the dead node, so whoever settles the job does not know who holds it."""
+    job_id = await enqueue(node, visibility_timeout_ms=60_000)
+    await fetch(node)
+    await leave_to_nobody(node, job_id)
+    record, _, revision = await node.jobs.load(job_id)
+    await node.settler.adopt_record(record, revision)
+    assert node.claims.get(job_id)
+    other = Node(Settings.from_env({}))
+    await other.open([nats.url])
+    try:
+        await (other.settler.ack(job_id, "w", b"") if how == "ack" else other.jobs.cancel(job_id))
+        await eventually(lambda: not node.claims.get(job_id), "it lets go")
+    finally:
+        await other.close()
