@@ -25,7 +25,8 @@ class Peers:
         """A job that a node had claimed was settled here, at this revision: whoever holds it may let go."""
         if holder == self._leases.node_id:
             return
-        subject = names.node_subject(holder) if self._leases.is_live(holder) else names.ALL_NODES
+        # Whoever adopted the claim of a dead node is known to nobody else.
+        subject = names.node_subject(holder) if self._leases.renews(holder) else names.ALL_NODES
         self._stores.connection.send(subject, b"%b %d" % (job_id.encode(), revision))
 
     async def ask(self, node_id: str, question: bytes) -> bytes | None:

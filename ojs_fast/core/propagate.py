@@ -52,6 +52,17 @@ def expiry_key(record: _core.Record) -> str:
     return names.expiry_key(record.queue, record.id)
 
 
+def _entry_of(record: _core.Record) -> tuple[str, str] | None:
+    """Bucket and key of the entry that lists a job, in the state that it is in."""
+    if record.state == "scheduled":
+        return names.SCHEDULED, scheduled_key(record)
+    if record.state == "retryable":
+        return names.RETRY, names.retry_key(record.queue, record.id, record.attempt)
+    if record.state == "discarded" and record.dead_letter:
+        return names.DEAD, dead_key(record)
+    return None
+
+
 class Propagator:
     """Turns a durable record into what workers and timers look at."""
 
@@ -62,6 +73,8 @@ class Propagator:
         self._dead_letter_ttl_s = dead_letter_ttl_s
         self._doubtful: dict[str, None] = {}
         self.is_held: Callable[[str], bool] = lambda _: False
+        # Records that were followed again, at their revisions, and may have been changed meanwhile.
+        self._followed_again: dict[str, tuple[_core.Record, int]] = {}
         self._followers: dict[str, Callable[[_core.Record, int], None]] = {}
         self._actions: deque[Callable[[], Awaitable[None]]] = deque()
         self._wake = asyncio.Event()
@@ -101,19 +114,16 @@ class Propagator:
             self._follow_expiry(record)
         if record.state == "available":
             return self._stores.work.publish(record.queue, record.priority, _core.work_message(revision, stored))
-        outbox = self._stores.outbox
+        entry = _entry_of(record)
+        if entry is None:
+            return None
         if record.state == "scheduled":
-            outbox.put(names.SCHEDULED, scheduled_key(record), {"due_ms": record.scheduled_ms})
+            self._stores.outbox.put(*entry, {"due_ms": record.scheduled_ms})
         elif record.state == "retryable":
-            key = names.retry_key(record.queue, record.id, record.attempt)
-            outbox.put(names.RETRY, key, {"due_ms": record.next_attempt_ms})
-        elif record.state == "discarded" and record.dead_letter:
-            outbox.put(
-                names.DEAD,
-                dead_key(record),
-                {"job_id": record.id, "queue": record.queue, "type": record.type, "dead_at_ms": record.ended_ms},
-                self._dead_letter_ttl_s,
-            )
+            self._stores.outbox.put(*entry, {"due_ms": record.next_attempt_ms})
+        else:
+            about = {"job_id": record.id, "queue": record.queue, "type": record.type, "dead_at_ms": record.ended_ms}
+            self._stores.outbox.put(*entry, about, self._dead_letter_ttl_s)
         return None
 
     def _follow_expiry(self, record: _core.Record) -> None:
@@ -130,6 +140,39 @@ class Propagator:
             self._stores.outbox.erase(names.SCHEDULED, scheduled_key(record))
         elif record.errors:
             self._stores.outbox.erase(names.RETRY, names.retry_key(record.queue, record.id, record.attempt))
+
+    def follow_again(self, record: _core.Record, stored: bytes, revision: int) -> "asyncio.Future[PubAck] | None":
+        """`follow_or_doubt` of a record that another node wrote: it may be changed before this has arrived.
+
+        Whoever changes it removes its index entry, and perhaps before it is made here.
+        """
+        if _entry_of(record):
+            if not self._followed_again:
+                self.call_later(self._look_back)
+            self._followed_again[record.id] = record, revision
+        return self.follow_or_doubt(record, stored, revision)
+
+    async def _look_back(self) -> None:
+        followed, self._followed_again = self._followed_again, {}
+        try:
+            await self._stores.outbox.flushed()
+            found = await self._stores.records.get_many(followed)
+            for job_id, (record, revision) in followed.items():
+                if found.get(job_id, (b"", 0))[1] != revision:
+                    await self._drop_entry(record, revision)
+        except Unavailable:
+            self._followed_again = followed | self._followed_again
+            raise
+
+    async def _drop_entry(self, record: _core.Record, revision: int) -> None:
+        """Remove the entry of a record as it was, unless it has the same one now."""
+        found = await self._stores.records.certain(record.id)
+        at = found[1] if found else await self._stores.records.marker(record.id)
+        entry = _entry_of(record)
+        if at < revision:  # a NATS server that begins to lead, or a reset
+            log.info("an index entry may be stale", extra={"ojs.job_id": record.id})
+        elif entry and (found is None or entry != _entry_of(_core.Record.parse(found[0]))):
+            self._stores.outbox.erase(*entry)
 
     async def followed(self, record: _core.Record, stored: bytes, revision: int) -> None:
         """`follow`, and wait until the work message is acknowledged; a lost one is repaired later."""
@@ -236,7 +279,7 @@ class Propagator:
         if record.state == "active" and record.node_id == self._node_id and not self.is_held(record.id):
             await self.release(record, revision)
             return
-        published = self.follow(record, stored, revision)
+        published = self.follow_again(record, stored, revision)
         if published is not None:
             await asyncio.shield(published)
 

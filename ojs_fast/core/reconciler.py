@@ -218,7 +218,7 @@ class Reconciler:
                 if record.state == "available" and (job_id, revision) in published:
                     self._stale.left_by(record, revision)  # one whose priority was changed
                     continue
-                self._propagator.follow_or_doubt(record, stored, revision)
+                self._propagator.follow_again(record, stored, revision)
                 self._propagator.forsake(record)
                 self._stale.left_by(record, revision)
                 repaired += 1
@@ -240,7 +240,7 @@ class Reconciler:
         ]
         for job_id, stored, revision in missing:
             log.warning("an available job had no work message", extra={"ojs.job_id": job_id})
-            self._propagator.follow_or_doubt(_core.Record.parse(stored), stored, revision)
+            self._propagator.follow_again(_core.Record.parse(stored), stored, revision)
         return len(missing)
 
     async def _published(self, query: dict[str, Any]) -> tuple[set[tuple[str, int]], dict[str, Any]]:
@@ -323,7 +323,7 @@ class Reconciler:
                     self._propagator.doubt(record.id)
                     return
             # Pulled by a node that died, or by a live one about to claim: then this copy is stale.
-            published = self._propagator.follow_or_doubt(record, found[0], revision)
+            published = self._propagator.follow_again(record, found[0], revision)
             if published is not None:
                 await asyncio.shield(published)  # before its predecessor goes: a job without any message would be lost
             await self._stores.work.delete(sequence)

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import orjson
 import pytest
 
 from ojs_fast import _core
+from ojs_fast.core.propagate import LISTED
+from ojs_fast.core.retry import Failure
 from ojs_fast.node import Node
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
@@ -130,3 +133,33 @@ async def test_a_job_that_another_node_wrote_over_before_it_died(node: Node) -> 
     await Bucket(node.connection, names.NODES).put("node.gone", lease)
     [job] = await eventually(lambda: fetch(node), "the job is there again")
     assert job["id"] == id_
+
+
+@pytest.mark.parametrize("state", ["scheduled", "retryable", "discarded"])
+async def test_an_entry_that_a_repair_made_too_late_goes(
+    node: Node, monkeypatch: pytest.MonkeyPatch, state: str
+) -> None:
+    """The repair read the record before another node changed it, and writes the entry after that one's erasure."""
+    bucket = Bucket(node.connection, {"discarded": names.DEAD, **LISTED}[state])
+    retry = {"max_attempts": 2, "initial_interval": "PT1H", "on_exhaustion": "dead_letter"}
+    waits: dict[str, Any] = {"scheduled_at": "+PT1H"} if state == "scheduled" else {"retry": retry}
+    kept, changed = [await enqueue(node, **waits) for _ in range(2)]
+    for job in await fetch(node):
+        failure = Failure("e", "e", "it failed", retryable=state == "retryable")
+        await node.settler.nack(job["id"], "w", failure, requeue=False)
+    read = [await node.stores.records.get(job_id) for job_id in (kept, changed)]
+    await (node.dead_letters.retry(changed) if state == "discarded" else node.jobs.cancel(changed))
+    await node.stores.outbox.flushed()
+    [key] = await bucket.keys()
+    later: list[Callable[[], Awaitable[None]]] = []
+    monkeypatch.setattr(node.propagator, "call_later", later.append)
+    for one in read:
+        assert one
+        await node.propagator.repair(*one)
+    await node.stores.outbox.flushed()
+    assert len(await bucket.keys()) == 2
+    for action in later:
+        await action()
+    await node.stores.outbox.flushed()
+    assert kept in key
+    assert await bucket.keys() == [key]
