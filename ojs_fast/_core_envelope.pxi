@@ -458,6 +458,8 @@ cdef Record _build_record(_Fields f, int64_t now_ms, object new_id):
         record.scheduled_ms = 0
     elif raw and raw != b"false":
         raise EnvelopeError(f.path("pending"), _kind(raw), "true or false")
+    if b'"trace' in meta:
+        record.flags = 8
     if b'"test_directive"' in meta:
         # Not by decoding meta: what a user's JSON may hold, orjson need not take (1e400).
         meta_members = _json_submembers(meta, 0)

@@ -9,7 +9,7 @@
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from libc.stdint cimport int64_t
-from libc.string cimport memcmp
+from libc.string cimport memcmp, memcpy
 
 import orjson
 
@@ -18,7 +18,8 @@ cdef Py_ssize_t _RECORD_LARGEST_OFFSET = 0xFFFFFF
 cdef int _ERRORS_KEPT = 25
 cdef frozenset _RECORD_STATES = frozenset(STATES)
 
-# Bits of `flags`: 1 = listed among the dead letters, 2 = expired before it ran, 4 = dropped before it ran.
+# Bits of `flags`: 1 = listed among the dead letters, 2 = expired before it ran, 4 = dropped before it ran, 8 = its meta
+# may name a trace.
 
 cpdef str quote_json(str text):
     """The JSON string for `text`."""
@@ -207,6 +208,16 @@ cdef class Record:
         parts.append(b"}")
         return b"".join(parts)
 
+    def brief(self):
+        """The bytes of the record without its body, errors and result: a `Record` whose body is empty."""
+        cdef bytes body = self.body, result = self.result
+        cdef list errors = self.errors
+        self.body, self.errors, self.result = b"", [], b""
+        try:
+            return self.serialize()
+        finally:
+            self.body, self.errors, self.result = body, errors, result
+
     # -- transitions ---------------------------------------------------------------------------
 
     def claim(self, int64_t now_ms, str worker_id not None, int64_t reservation_ms, int64_t timeout_ms):
@@ -317,7 +328,7 @@ cdef class Record:
     def revive(self, int64_t now_ms):
         """discarded dead letter → available with all its runs back; the error history stays."""
         self.state = transition("dead_letter_retry", self.state)
-        self.flags = 0
+        self.flags &= 8
         self.attempt = 0
         self.enqueued_ms = now_ms
         self.started_ms = 0
@@ -335,9 +346,23 @@ cdef class Record:
         """True when the job was discarded because `expires_at` passed."""
         return (self.flags & 2) != 0
 
+    @property
+    def may_be_traced(self):
+        """False when its `meta` names no trace for certain; looked for once, when it is enqueued."""
+        return (self.flags & 8) != 0
 
-cdef inline bytes _record_public(bytes stored):
-    return b"{" + stored[_record_offset(stored):]
+
+cdef bytes _record_public(bytes stored, bytes before, bytes behind):
+    # Copied once, as jobs may be large.
+    cdef Py_ssize_t offset = _record_offset(stored), first = len(before), last = len(behind)
+    cdef Py_ssize_t size = PyBytes_GET_SIZE(stored) - offset
+    cdef bytes whole = PyBytes_FromStringAndSize(NULL, first + 1 + size + last)
+    cdef char* at = PyBytes_AS_STRING(whole)
+    memcpy(at, PyBytes_AS_STRING(before), first)
+    at[first] = 123  # {
+    memcpy(at + first + 1, PyBytes_AS_STRING(stored) + offset, size)
+    memcpy(at + first + 1 + size, PyBytes_AS_STRING(behind), last)
+    return whole
 
 
 def public_job(bytes stored not None):
@@ -345,7 +370,15 @@ def public_job(bytes stored not None):
 
     Raises ValueError when they are not one of ours.
     """
-    return _record_public(stored)
+    return _record_public(stored, b"", b"")
+
+
+def job_reply(bytes stored not None, bytes more not None=b""):
+    """`{"job":{…}}` (bytes) from a stored record; `more` is further members, with a leading comma.
+
+    Raises ValueError when the record is not one of ours.
+    """
+    return _record_public(stored, b'{"job":', more + b"}")
 
 
 def split_work_message(bytes payload not None):
@@ -369,7 +402,7 @@ def jobs_reply(list stored not None):
     for one in stored:
         if type(one) is not bytes:
             raise TypeError(f"a stored record is bytes, not {type(one).__name__}")
-        parts.append(_record_public(one))
+        parts.append(_record_public(one, b"", b""))
     return b'{"jobs":[' + b",".join(parts) + b"]}"
 
 

@@ -51,6 +51,8 @@ EXIT_OK = 0
 EXIT_FAILED = 1
 
 _STOP_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+# Else glibc gives the memory of each large job back to the kernel, which clears all its pages for the next one.
+_MALLOC = {"MALLOC_MMAP_THRESHOLD_": 4 * 1024 * 1024, "MALLOC_TRIM_THRESHOLD_": 32 * 1024 * 1024}
 
 
 class StartError(Exception):
@@ -70,6 +72,8 @@ def run(settings: Settings, *, target: str = TARGET) -> int:
         log.warning(warning)
     for signum in _STOP_SIGNALS:
         signal.signal(signum, _request_stop)
+    for name, limit_bytes in _MALLOC.items():
+        os.environ.setdefault(name, str(limit_bytes))  # heeded by the processes that start from here on
     nats: EmbeddedNats | None = None
     try:
         _check_files(settings)

@@ -60,7 +60,7 @@ class JobHandlers:
         quota = self._limits.quota(stored)
         if quota is not None:
             headers += quota_headers(*quota)
-        return Reply(201, b'{"job":' + _core.public_job(stored) + b"}", headers)
+        return Reply(201, _core.job_reply(stored), headers)
 
     async def enqueue_batch(self, request: Request) -> Reply:
         """POST /jobs/batch (section 9.2): all or nothing."""
@@ -81,9 +81,7 @@ class JobHandlers:
 
     async def _enqueue_once(self, body: bytes, ticket: Ticket | None, ids: DerivedIds) -> Answer:
         _, stored, is_new = await enqueue_once(self._jobs, body, ticket, ids)
-        return (
-            Answer(201, b'{"job":' + _core.public_job(stored) + b"}") if is_new else Answer(200, _deduplicated(stored))
-        )
+        return Answer(201, _core.job_reply(stored)) if is_new else Answer(200, _deduplicated(stored))
 
     async def _enqueue_batch_once(self, body: bytes, ticket: Ticket | None, ids: DerivedIds) -> Answer:
         return Answer(201, _batch(await enqueue_batch_once(self._jobs, body, ticket, ids)))
@@ -128,7 +126,7 @@ class JobHandlers:
 
 
 def _deduplicated(stored: bytes) -> bytes:
-    return b'{"job":' + _core.public_job(stored) + b',"deduplicated":true}'
+    return _core.job_reply(stored, b',"deduplicated":true')
 
 
 def _batch(stored: list[bytes]) -> bytes:

@@ -60,7 +60,7 @@ MEMBERS: dict[str, Callable[[_core.Record], str]] = {
 
 def trace_id(record: _core.Record) -> str:
     """The trace that a job belongs to, by `meta.trace_id` or `meta.traceparent` (ojs-events section 8), "" if none."""
-    if b'"trace' not in record.body:
+    if not record.may_be_traced:
         return ""
     meta = _members(_members(b"{%b}" % record.body[1:]).get("meta", b""))
     told = _text(meta.get("trace_id"))

@@ -28,6 +28,10 @@ log = logging.getLogger(__name__)
 # Looking past jobs that wait for a limit: messages per pull at most, and how often in vain.
 REACH = 100
 ROUNDS_IN_VAIN = 20
+# Records that are read together: what NATS sends at once should fit into the 64 MB that it holds for a connection.
+LARGE_AT_ONCE = 50
+# A NATS server that begins to lead may not know yet what others acknowledged.
+LAG_MS = 500
 
 
 @dataclass(slots=True)
@@ -118,7 +122,8 @@ class Fetcher:
             messages = await self._stores.work.take(queue.name, levels, asked, one_level=one_level, looks=looks)
             if not messages:
                 return
-            works = opened = [work for message in messages if (work := self._open(message, queue))]
+            opened = await self._read([work for message in messages if (work := self._open(message, queue))])
+            works = opened
             if reach or any(work.limits for work in works):
                 before = self._limits.put_aside
                 works = await self._limits.admit(opened, wanted)
@@ -149,6 +154,37 @@ class Fetcher:
             # First, because all ask for it: so they are granted it in their order.
             limits = [Limit(QUEUE_KEY + queue.name), *(limits or ())]
         return Work(record, revision, message, limits)
+
+    async def _read(self, works: list[Work]) -> list[Work]:
+        """Those that can be claimed, with their whole records: a work message has only the head of a large one.
+
+        Raises Unavailable; then none is taken.
+        """
+        job_ids = [work.record.id for work in works if not work.record.body]
+        if not job_ids:
+            return works
+        try:
+            found: dict[str, tuple[bytes, int]] = {}
+            for start in range(0, len(job_ids), LARGE_AT_ONCE):
+                found |= await self._stores.records.get_many(job_ids[start : start + LARGE_AT_ONCE])
+        except BaseException:
+            for work in works:
+                self._stores.work.give_back(work.message)
+            raise
+        whole: list[Work] = []
+        for work in works:
+            job_id = work.record.id
+            stored, at = found.get(job_id, (b"", 0))
+            if work.record.body:
+                whole.append(work)
+            elif at == work.revision:
+                work.record = _core.Record.parse(stored)
+                whole.append(work)
+            elif at < work.revision and self._stores.connection.is_replicated:
+                self._stores.work.give_back_to(work.message.ack_subject, LAG_MS)
+            else:
+                self._stale.refused(work.message, job_id)
+        return whole
 
     def _start_claim(self, work: Work, worker_id: str, reservation_ms: int) -> _Claiming:
         record = work.record

@@ -68,7 +68,7 @@ class StaleMessages:
     def __init__(self, stores: Stores) -> None:
         self._stores = stores
         self._left: dict[_Level, dict[str, _Left]] = {}
-        self._refused: list[tuple[str, str]] = []
+        self._refused: list[tuple[str, WorkMessage]] = []
         self._wake = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
@@ -110,7 +110,7 @@ class StaleMessages:
 
     def refused(self, message: WorkMessage, job_id: str) -> None:
         """The claim of a message failed: it is stale, unless NATS delivered the message of an active job again."""
-        self._refused.append((job_id, message.ack_subject))
+        self._refused.append((job_id, message))
         self._woken()
 
     def _woken(self) -> None:
@@ -145,12 +145,15 @@ class StaleMessages:
             if not self._wake.is_set():
                 self._idle.set()
 
-    async def _settle_refused(self, refused: list[tuple[str, str]]) -> None:
+    async def _settle_refused(self, refused: list[tuple[str, WorkMessage]]) -> None:
         found = await self._stores.records.get_many(job_id for job_id, _ in refused)
-        for job_id, ack_subject in refused:
-            record = own_record(found[job_id][0]) if job_id in found else None
-            if record is None or not _is_own(record, ack_sequence(ack_subject)):
-                self._stores.work.ack(ack_subject)
+        for job_id, message in refused:
+            stored, revision = found.get(job_id, (b"", 0))
+            record = own_record(stored)
+            if record is not None and revision == _core.split_work_message(message.payload)[0]:
+                self._stores.work.give_back(message)  # not stale at all, whatever refused it
+            elif record is None or not _is_own(record, ack_sequence(message.ack_subject)):
+                self._stores.work.ack(message.ack_subject)
 
     async def _search(self, level: _Level, jobs: dict[str, _Left]) -> None:
         subject = names.work_subject(*level)

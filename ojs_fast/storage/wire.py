@@ -24,6 +24,7 @@ log = logging.getLogger(__name__)
 DEFAULT_PORT = 4222
 HANDSHAKE_TIMEOUT_S = 5.0
 PING_EVERY_S = 10.0
+LARGE_BYTES = 32 * 1024
 
 OnMessage = Callable[[_core.WireMessage], None]
 OnLost = Callable[[], None]
@@ -172,7 +173,12 @@ class Wire(asyncio.Protocol):
         self._flush_due = False
         outgoing, self._outgoing = self._outgoing, []
         if outgoing and self._transport is not None and not self._lost:
-            self._transport.write(b"".join(outgoing) if len(outgoing) > 1 else outgoing[0])
+            if len(outgoing) == 1:
+                self._transport.write(outgoing[0])
+            elif max(map(len, outgoing)) < LARGE_BYTES:
+                self._transport.write(b"".join(outgoing))
+            else:
+                self._transport.writelines(outgoing)  # without copying them once more
 
     def connection_lost(self, error: Exception | None) -> None:
         """Called by asyncio."""

@@ -17,6 +17,7 @@ from ojs_fast._core import (
     Record,
     expected_states,
     format_rfc3339_ms,
+    job_reply,
     jobs_reply,
     parse_enqueue,
     public_job,
@@ -62,7 +63,7 @@ class Lifecycle(RuleBasedStateMachine):
 
     @initialize(
         args=spelled(st.lists(values)),
-        meta=spelled(st.dictionaries(st.text(), values)),
+        meta=spelled(st.dictionaries(st.text() | st.just("trace_id"), values)),
         more=st.dictionaries(st.text(), raw_values, max_size=2),
         extra=st.one_of(st.none(), st.dictionaries(st.text(), st.lists(st.integers(0, 2**53)) | st.text())),
         options=st.sampled_from(
@@ -187,6 +188,20 @@ class Lifecycle(RuleBasedStateMachine):
         assert Record.parse(self.stored).serialize() == self.stored
 
     @invariant()
+    def a_brief_record_lacks_only_what_is_large(self) -> None:
+        """With body, errors and result put back it is the same, and the record it was made from has not changed."""
+        whole = Record.parse(self.stored)
+        brief = Record.parse(whole.brief())
+        assert (brief.body, brief.errors, brief.result) == (b"", [], b"")
+        brief.body, brief.errors, brief.result = whole.body, whole.errors, whole.result
+        assert brief.serialize() == whole.serialize() == self.stored
+
+    @invariant()
+    def a_trace_in_meta_is_remembered(self) -> None:
+        """Whatever happens to the job."""
+        assert Record.parse(self.stored).may_be_traced is (b'"trace' in self.meta)
+
+    @invariant()
     def only_public_members_are_shown(self) -> None:
         """Whatever the operations, GET shows a JSON object without private members."""
         shown = scan_json_object(public_job(self.stored))
@@ -301,6 +316,13 @@ def test_many_jobs_are_one_array() -> None:
     assert jobs_reply(SAMPLES[:2]) == b'{"jobs":[' + public_job(SAMPLES[0]) + b"," + public_job(SAMPLES[1]) + b"]}"
 
 
+def test_one_job_is_an_object() -> None:
+    """A reply of one job is what GET shows of it, and more if there is more."""
+    shown = public_job(SAMPLES[0])
+    assert job_reply(SAMPLES[0]) == b'{"job":' + shown + b"}"
+    assert job_reply(SAMPLES[0], b',"a":1') == b'{"job":' + shown + b',"a":1}'
+
+
 # -- damaged bytes ---------------------------------------------------------------------------------
 
 
@@ -394,12 +416,22 @@ def test_nothing_is_shown_of_other_bytes(stored: bytes) -> None:
         public_job(stored)
     with pytest.raises(ValueError, match="not a record"):
         jobs_reply([stored])
+    with pytest.raises(ValueError, match="not a record"):
+        job_reply(stored)
 
 
 @pytest.mark.parametrize("value", [None, "x", bytearray(b"x"), 1])
 def test_only_bytes_are_taken(value: Any) -> None:
     """Anything but bytes raises TypeError, None included, instead of crashing compiled code."""
-    for call in (Record.parse, public_job, split_work_message, lambda v: work_message(1, v), lambda v: jobs_reply([v])):
+    for call in (
+        Record.parse,
+        public_job,
+        split_work_message,
+        lambda v: work_message(1, v),
+        lambda v: jobs_reply([v]),
+        job_reply,
+        lambda v: job_reply(sample().serialize(), v),
+    ):
         with pytest.raises(TypeError):
             call(value)
     with pytest.raises(TypeError):
