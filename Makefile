@@ -9,6 +9,8 @@ SUITES_DIR ?= ../shared/conformance/suites
 SUITES     ?= $(SUITES_DIR)/level-0-core $(SUITES_DIR)/level-1-reliable $(SUITES_DIR)/level-2-scheduled \
               $(SUITES_DIR)/level-3-workflows $(SUITES_DIR)/level-4-advanced
 OJS_URL    ?=
+# make test: how many processes; one more than there are cores, because many tests wait.
+TESTERS    ?= $(shell expr $$(getconf _NPROCESSORS_ONLN) + 1)
 # make fuzz: how many requests, and what they are made from (make chaos too).
 COUNT      ?= 100000
 SEED       ?=
@@ -48,7 +50,7 @@ run: build ## serve on OJS_PORT (8080) until Ctrl-C
 	@exec $(BIN)/ojs-fast serve
 
 test: build ## run all tests
-	$(BIN)/python -m pytest -n auto --dist worksteal $(ARGS)
+	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal $(ARGS)
 
 lint: build ## ruff, formatting, mypy, the stub of the compiled core
 	$(BIN)/ruff check .
