@@ -73,9 +73,7 @@ def running(
             OJS_DATA_DIR=str(Path(scratch) / "data"),
             OJS_DURABILITY=durability,
             OJS_WORKERS=str(workers),
-            OJS_LOG_LEVEL="warning",
-            OJS_LOG_FORMAT="text",
-            **settings,
+            **{"OJS_LOG_LEVEL": "warning", "OJS_LOG_FORMAT": "text", **settings},
         )
         with log.open("wb") as output:
             process = subprocess.Popen(

@@ -40,3 +40,11 @@ def test_a_server_that_does_not_answer_is_a_failure(tmp_path: Path) -> None:
     done = load("http://127.0.0.1:9", tmp_path, "mixed")
     assert done.returncode == 1
     assert "not in order: mixed" in done.stdout
+
+
+def test_what_observing_costs_is_measured() -> None:
+    """`loadtest.observed` starts both of its servers and compares them."""
+    command = [sys.executable, "-m", "loadtest.observed", "--rounds", "1", "--seconds", "0.3", "--connections", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ratio, median of the rounds" in done.stdout
