@@ -158,14 +158,15 @@ class Propagator:
     async def _look_back(self) -> None:
         followed, self._followed_again = self._followed_again, {}
         try:
-            await self._stores.outbox.flushed()
+            async with asyncio.timeout(AGAIN_S):  # the next repairs wait for this one
+                await self._stores.outbox.flushed()
             found = await self._stores.records.get_many(followed)
             for job_id, (record, revision) in followed.items():
                 if found.get(job_id, (b"", 0))[1] != revision:
                     await self._drop_entry(record, revision)
-        except Unavailable:
+        except (Unavailable, TimeoutError) as error:
             self._followed_again = followed | self._followed_again
-            raise
+            raise Unavailable(f"index entries that were made again are looked at later: {error!r}") from None
 
     async def _drop_entry(self, record: _core.Record, revision: int) -> None:
         """Remove the entry of a record as it was, unless it has the same one now."""
