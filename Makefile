@@ -49,7 +49,9 @@ build: $(INSTALLED) $(BUILT) ## make .venv and compile the extension
 run: build ## serve on OJS_PORT (8080) until Ctrl-C
 	@exec $(BIN)/ojs-fast serve
 
+# Compiled first: tests start servers by the hundred, and PYTHONDONTWRITEBYTECODE would have each compile everything.
 test: build ## run all tests
+	@$(BIN)/python -m compileall -q ojs_fast tests
 	$(BIN)/python -m pytest -n $(TESTERS) --dist worksteal $(ARGS)
 
 lint: build ## ruff, formatting, mypy, the stub of the compiled core
