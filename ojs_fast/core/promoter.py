@@ -8,7 +8,6 @@ Being the leader is an optimisation: every promotion is a compare-and-set, so tw
 
 import asyncio
 import logging
-from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
@@ -17,7 +16,7 @@ import orjson
 from ojs_fast import _core
 from ojs_fast.core.clock import Deadlines, NowMs
 from ojs_fast.core.events import Events
-from ojs_fast.core.propagate import LISTED, WAITING, Propagator, expiry_key, scheduled_key
+from ojs_fast.core.propagate import LISTED, WAITING, Propagator, entry_of, expiry_key
 from ojs_fast.core.retention import Retention
 from ojs_fast.core.stale import StaleMessages
 from ojs_fast.core.stores import Stores
@@ -34,26 +33,15 @@ _STATE_OF = {bucket: state for state, bucket in LISTED.items()}
 RETRY_LATER_MS = 500
 
 
-def _scheduled_key(record: _core.Record) -> str:
-    return scheduled_key(record) if record.state == "scheduled" else ""
+#: The indexes of due times.
+_INDEXES = (*LISTED.values(), names.EXPIRY)
 
 
-def _retry_key(record: _core.Record) -> str:
-    if record.state != "retryable":
-        return ""
-    return names.retry_key(record.queue, record.id, record.attempt)
-
-
-def _expiry_key(record: _core.Record) -> str:
-    return expiry_key(record) if record.state in WAITING and record.expires_ms else ""
-
-
-#: The indexes, and the key that a record has in each of them while it waits there, "" when it does not.
-_KEYS: dict[str, Callable[[_core.Record], str]] = {
-    names.SCHEDULED: _scheduled_key,
-    names.RETRY: _retry_key,
-    names.EXPIRY: _expiry_key,
-}
+def _waits_at(bucket: str, key: str, record: _core.Record) -> bool:
+    """Whether an index entry is that of the job in the state that it is in."""
+    if bucket == names.EXPIRY:
+        return record.state in WAITING and record.expires_ms > 0 and key == expiry_key(record)
+    return entry_of(record) == (bucket, key)
 
 
 def _due_ms(bucket: str, record: _core.Record) -> int:
@@ -97,7 +85,7 @@ class Promoter:
         self._stale = stale
         self._node_id = node_id
         self._clock = clock
-        self._due = {bucket: self._deadlines(bucket) for bucket in _KEYS}
+        self._due = {bucket: self._deadlines(bucket) for bucket in _INDEXES}
         self._watches: list[Watch] = []
 
     def _deadlines(self, bucket: str) -> Deadlines:
@@ -189,7 +177,7 @@ class Promoter:
         except ValueError as error:
             log.error("a foreign record in ojs-jobs is left alone: %s", error, extra={"key": key})
             record = None
-        if found is None or record is None or key != _KEYS[bucket](record):
+        if found is None or record is None or not _waits_at(bucket, key, record):
             self._stores.outbox.erase(bucket, key)
             return None
         now_ms = self._clock()

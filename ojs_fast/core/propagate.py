@@ -54,7 +54,7 @@ def expiry_key(record: _core.Record) -> str:
     return names.expiry_key(record.queue, record.id)
 
 
-def _entry_of(record: _core.Record) -> tuple[str, str] | None:
+def entry_of(record: _core.Record) -> tuple[str, str] | None:
     """Bucket and key of the entry that lists a job, in the state that it is in."""
     if record.state == "scheduled":
         return names.SCHEDULED, scheduled_key(record)
@@ -117,7 +117,7 @@ class Propagator:
         if record.state == "available":
             told = stored if len(stored) <= LARGEST_TOLD else record.brief()
             return self._stores.work.publish(record.queue, record.priority, _core.work_message(revision, told))
-        entry = _entry_of(record)
+        entry = entry_of(record)
         if entry is None:
             return None
         if record.state == "scheduled":
@@ -149,7 +149,7 @@ class Propagator:
 
         Whoever changes it removes its index entry, and perhaps before it is made here.
         """
-        if _entry_of(record):
+        if entry_of(record):
             if not self._followed_again:
                 self.call_later(self._look_back)
             self._followed_again[record.id] = record, revision
@@ -172,10 +172,10 @@ class Propagator:
         """Remove the entry of a record as it was, unless it has the same one now."""
         found = await self._stores.records.certain(record.id)
         at = found[1] if found else await self._stores.records.marker(record.id)
-        entry = _entry_of(record)
+        entry = entry_of(record)
         if at < revision:  # a NATS server that begins to lead, or a reset
             log.info("an index entry may be stale", extra={"ojs.job_id": record.id})
-        elif entry and (found is None or entry != _entry_of(_core.Record.parse(found[0]))):
+        elif entry and (found is None or entry != entry_of(_core.Record.parse(found[0]))):
             self._stores.outbox.erase(*entry)
 
     async def followed(self, record: _core.Record, stored: bytes, revision: int) -> None:

@@ -27,6 +27,7 @@ RENEW_S = 1.0
 DEAD_AFTER_S = 4.0
 # Less than others wait before they take this node for dead, by more than their clocks differ in that time.
 CURRENT_S = 3.0
+# Two renewals, and less than DEAD_AFTER_S by more than what two nodes may see at different times.
 HEARD_S = 2.0
 REMEMBERED_S = 5.0
 LEADER_KEY = "leader"
@@ -46,8 +47,8 @@ class Leases:
         self._watch = Watch(connection, names.NODES, self._changed)
         # key → (value, revision, monotonic time when it last changed)
         self._seen: dict[str, tuple[dict[str, Any], int, float]] = {}
-        # key → monotonic time of the last renewal; a lease that was there before this node tells of none
-        self._heard: dict[str, float] = {}
+        # Monotonic time: what was seen before lay there already, and may be of nodes that are gone.
+        self._watching_since = float("inf")
         self._leader_revision = 0
         self._renewed = float("-inf")
         self._vacated = asyncio.Event()
@@ -64,6 +65,7 @@ class Leases:
         await self._renew()
         await self._watch.open()
         await self._watch.synced.wait()
+        self._watching_since = time.monotonic()
         self._task = asyncio.create_task(forever(self._loop))
 
     async def close(self) -> None:
@@ -82,7 +84,6 @@ class Leases:
     def _changed(self, key: str, value: bytes | None, revision: int) -> None:
         if value is None:
             self._seen.pop(key, None)
-            self._heard.pop(key, None)
             return
         known = self._seen.get(key)
         if known is None or known[1] != revision:
@@ -93,8 +94,6 @@ class Leases:
                     raise
                 entry = {"node_id": ""}  # whatever it is, it leads nothing and may be written over
             self._seen[key] = (entry, revision, time.monotonic())
-            if known is not None:
-                self._heard[key] = time.monotonic()
             if key == LEADER_KEY and not entry["node_id"]:
                 self._vacated.set()
 
@@ -117,7 +116,8 @@ class Leases:
 
     def renews(self, node_id: str) -> bool:
         """Whether a node renewed its lease just now, for this one to see: nobody can have taken it for dead since."""
-        return time.monotonic() - self._heard.get(NODE_PREFIX + node_id, float("-inf")) < HEARD_S
+        found = self._seen.get(NODE_PREFIX + node_id)
+        return found is not None and found[2] > max(self._watching_since, time.monotonic() - HEARD_S)
 
     def dead_nodes(self) -> set[str]:
         """Ids of those whose lease ended and is not reconciled yet."""
@@ -150,7 +150,6 @@ class Leases:
         """Remove the lease of a node that was reconciled. Raises Unavailable."""
         await self._bucket.erase(NODE_PREFIX + node_id)
         self._seen.pop(NODE_PREFIX + node_id, None)
-        self._heard.pop(NODE_PREFIX + node_id, None)
 
     async def announce(self) -> None:
         """Take the lease before this node is ready: from here on others wait for it. Raises Unavailable."""

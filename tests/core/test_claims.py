@@ -11,9 +11,9 @@ import pytest
 from ojs_fast.config import Settings
 from ojs_fast.errors import BackendUnavailable
 from ojs_fast.node import Node
-from ojs_fast.storage.errors import RevisionConflict, Unavailable
+from ojs_fast.storage.errors import RevisionConflict
 from tests.core.conftest import WallClock
-from tests.core.test_time import enqueue, eventually, fetch, state
+from tests.core.test_time import enqueue, eventually, fails_at_a_read, fetch, state
 from tests.support.nats import Nats
 
 
@@ -43,22 +43,7 @@ async def test_a_read_that_fails_behind_a_conflict(node: Node, monkeypatch: pyte
     await enqueue(node, visibility_timeout_ms=1000)
     [job] = await fetch(node)
     await write_over(node, job["id"])
-    reading = asyncio.Event()
-
-    async def fail(job_id: str) -> Any:
-        monkeypatch.undo()
-        reading.set()
-        if how == "unavailable":
-            raise Unavailable("no answer")
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(node.jobs, "load", fail)
-    settling = asyncio.create_task(node.settler.ack(job["id"], "w", b""))
-    await asyncio.wait_for(reading.wait(), 4)
-    if how == "cancelled":
-        settling.cancel()
-    with pytest.raises((Unavailable, asyncio.CancelledError)):
-        await settling
+    await fails_at_a_read(monkeypatch, node.jobs, "load", how, node.settler.ack(job["id"], "w", b""))
     await held_again(node, job["id"])
 
 

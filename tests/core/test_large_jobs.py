@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from typing import Any
 
 import orjson
@@ -13,16 +12,9 @@ from ojs_fast.core.fetch import LARGE_AT_ONCE
 from ojs_fast.core.propagate import LARGEST_TOLD
 from ojs_fast.core.retry import Failure
 from ojs_fast.node import Node
-from ojs_fast.storage.errors import Unavailable
-from tests.core.test_time import QUEUE, eventually, fetch
+from tests.core.test_time import enqueue, eventually, fails_at_a_read, fetch
 
 LARGE = "x" * LARGEST_TOLD
-
-
-async def enqueue(node: Node, *args: Any, **options: Any) -> str:
-    """Enqueue one job with these arguments."""
-    body = {"type": "a.b", "args": args, "options": {"queue": QUEUE, **options}}
-    return (await node.jobs.enqueue(orjson.dumps(body)))[0]
 
 
 async def test_large_and_small_ones_come_whole_and_in_their_order(node: Node) -> None:
@@ -77,22 +69,7 @@ async def test_a_stale_message_gives_nothing_and_goes(node: Node, monkeypatch: p
 async def test_a_read_that_fails_gives_all_back(node: Node, monkeypatch: pytest.MonkeyPatch, how: str) -> None:
     """NATS does not answer, or whoever fetches is gone: large and small ones can be fetched again."""
     ids = {await enqueue(node, LARGE), await enqueue(node)}
-    reading = asyncio.Event()
-
-    async def fail(_: Any) -> Any:
-        monkeypatch.undo()
-        reading.set()
-        if how == "unavailable":
-            raise Unavailable("no answer")
-        await asyncio.Event().wait()
-
-    monkeypatch.setattr(node.stores.records, "get_many", fail)
-    fetching = asyncio.create_task(fetch(node))
-    await asyncio.wait_for(reading.wait(), 4)
-    if how == "cancelled":
-        fetching.cancel()
-    with pytest.raises((Unavailable, asyncio.CancelledError)):
-        await fetching
+    await fails_at_a_read(monkeypatch, node.stores.records, "get_many", how, fetch(node))
     found: set[str] = set()
 
     async def all_come() -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,7 @@ from ojs_fast.errors import Conflict
 from ojs_fast.node import Node
 from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
+from ojs_fast.storage.errors import Unavailable
 from tests.core.conftest import WallClock
 from tests.support.nats import Nats
 
@@ -46,6 +47,28 @@ async def fetch(node: Node, count: int = 100) -> list[Body]:
     return [orjson.loads(_core.public_job(one)) for one in stored]
 
 
+async def fails_at_a_read(
+    monkeypatch: pytest.MonkeyPatch, owner: object, name: str, how: str, work: Coroutine[Any, Any, Any]
+) -> None:
+    """Do work whose first call of `owner.name` is "unavailable", or never answers until the work is "cancelled"."""
+    reading = asyncio.Event()
+
+    async def fail(_: Any) -> Any:
+        monkeypatch.undo()
+        reading.set()
+        if how == "unavailable":
+            raise Unavailable("no answer")
+        await asyncio.Event().wait()
+
+    monkeypatch.setattr(owner, name, fail)
+    doing = asyncio.create_task(work)
+    await asyncio.wait_for(reading.wait(), 4)
+    if how == "cancelled":
+        doing.cancel()
+    with pytest.raises((Unavailable, asyncio.CancelledError)):
+        await doing
+
+
 async def register(node: Node, expression: str, **fields: Any) -> None:
     """Register one cron job whose runs overlap as they like."""
     template = {"type": "a.b", "args": [], "options": {"queue": QUEUE}}
@@ -58,9 +81,9 @@ def occurrences(jobs: list[Body]) -> list[str]:
     return [job["meta"]["cron_triggered_at"] for job in jobs]
 
 
-async def enqueue(node: Node, **options: Any) -> str:
-    """Enqueue one job."""
-    body = {"type": "a.b", "args": [], "options": {"queue": QUEUE, **options}}
+async def enqueue(node: Node, *args: Any, **options: Any) -> str:
+    """Enqueue one job with these arguments."""
+    body = {"type": "a.b", "args": args, "options": {"queue": QUEUE, **options}}
     return (await node.jobs.enqueue(orjson.dumps(body)))[0]
 
 
