@@ -117,7 +117,9 @@ class Leases:
     def renews(self, node_id: str) -> bool:
         """Whether a node renewed its lease just now, for this one to see: nobody can have taken it for dead since."""
         found = self._seen.get(NODE_PREFIX + node_id)
-        return found is not None and found[2] > max(self._watching_since, time.monotonic() - HEARD_S)
+        if found is None or self._is_dead(found[0], found[2]):
+            return False
+        return found[2] > max(self._watching_since, time.monotonic() - HEARD_S)
 
     def dead_nodes(self) -> set[str]:
         """Ids of those whose lease ended and is not reconciled yet."""

@@ -144,3 +144,15 @@ async def test_who_adopted_a_claim_hears_of_its_end(node: Node, nats: Nats, how:
         await eventually(lambda: not node.claims.get(job_id), "it lets go")
     finally:
         await other.close()
+
+
+async def test_a_node_that_hands_over_renews_nothing(node: Node, nats: Nats) -> None:
+    """Its last lease is seen as it is closed, and others adopt its claims at once: they are told, not it."""
+    other = Node(Settings.from_env({}))
+    await other.open([nats.url])
+    try:
+        await eventually(lambda: node.leases.renews(other.node_id), "it renews")
+    finally:
+        await other.close()
+    await eventually(lambda: other.node_id not in node.leases.live_nodes(), "it is seen to end")
+    assert not node.leases.renews(other.node_id)
