@@ -292,11 +292,13 @@ cdef bytes _tags(_Fields f):
 
 cdef int _times(_Fields f, Record record, list body, int64_t now_ms) except -1:
     cdef bint relative = False
-    cdef bytes raw = f.option("scheduled_at")
+    cdef bytes raw = f.option("scheduled_at"), alias = f.option("delay_until")
     cdef str key = "scheduled_at"
     if not raw:
-        raw = f.option("delay_until")
+        raw = alias
         key = "delay_until"
+    elif alias:
+        _moment_field(alias, f.path("delay_until"), now_ms, &relative)
     if raw:
         record.scheduled_ms = _moment_field(raw, f.path(key), now_ms, &relative)
         body.append(b',"scheduled_at":')
@@ -327,29 +329,24 @@ cdef int64_t _seconds_field(bytes raw, str field):
 
 
 cdef int _durations(_Fields f, Record record, list body) except -1:
-    cdef bytes raw = f.option("timeout_ms")
-    if raw:
-        record.timeout_ms = _int_field(raw, f.path("timeout_ms"), 0, 31536000000)
-        body.append(b',"timeout_ms":')
-        body.append(raw)
-    else:
-        raw = f.option("timeout")
-        if raw:
-            record.timeout_ms = _seconds_field(raw, f.path("timeout"))
-            body.append(b',"timeout":')
-            body.append(raw)
-    raw = f.option("visibility_timeout_ms")
-    if raw:
-        record.visibility_ms = _int_field(raw, f.path("visibility_timeout_ms"), 1, 31536000000)
-        body.append(b',"visibility_timeout_ms":')
-        body.append(raw)
-    else:
-        raw = f.option("visibility_timeout")
-        if raw:
-            record.visibility_ms = _seconds_field(raw, f.path("visibility_timeout"))
-            body.append(b',"visibility_timeout":')
-            body.append(raw)
+    record.timeout_ms = _duration(f, "timeout", "timeout_ms", 0, body)
+    record.visibility_ms = _duration(f, "visibility_timeout", "visibility_timeout_ms", 1, body)
     return 0
+
+
+cdef int64_t _duration(_Fields f, str name, str name_ms, int64_t low_ms, list body) except -1:
+    # The one in milliseconds goes first; the other one must be sound all the same, as a template keeps both.
+    cdef bytes raw = f.option(name), raw_ms = f.option(name_ms)
+    cdef int64_t value_ms = 0
+    if raw:
+        value_ms = _seconds_field(raw, f.path(name))
+    if raw_ms:
+        value_ms = _int_field(raw_ms, f.path(name_ms), low_ms, 31536000000)
+        name, raw = name_ms, raw_ms
+    if raw:
+        body.append(b',"' + name.encode() + b'":')
+        body.append(raw)
+    return value_ms
 
 
 cdef int _result_ttl(_Fields f, Record record, list body) except -1:
@@ -370,14 +367,16 @@ cdef int _remember(Record record, str feature, object value) except -1:
 
 
 cdef int _retry(_Fields f, Record record, list body) except -1:
-    cdef str key = "retry"
-    cdef bytes raw = f.option(key)
-    if not raw:
-        key = "retry_policy"
-        raw = f.option(key)
+    cdef bytes raw = f.option("retry"), alias = f.option("retry_policy")
+    if alias:
+        # Where `retry` goes before it, it must be sound all the same: a template keeps both.
+        record.retry = parse_retry_policy(alias, f.path("retry_policy"))
+    if raw:
+        record.retry = parse_retry_policy(raw, f.path("retry"))
+    else:
+        raw = alias
     if not raw:
         return 0
-    record.retry = parse_retry_policy(raw, f.path(key))
     # 0 runs make no sense; the specification lets it behave as 1 (CONTRACT section 2).
     record.max_attempts = max(1, <int>record.retry[0])
     body.append(b',"retry":')

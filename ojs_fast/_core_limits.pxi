@@ -90,6 +90,8 @@ cdef tuple _limit_rate(dict members, str field):
         return 0, 0
     if type(rate) is int:
         return _limit_count(rate, path, 1, _MAX_STARTS), _limit_period(members.get("period"), _limit_path(field, "period"))
+    if not isinstance(rate, dict):
+        raise EnvelopeError(path, rate, 'an integer with period beside it, or {"limit": 100, "period": "PT1M"}')
     return _limit_window(rate, path)
 
 

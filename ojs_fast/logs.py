@@ -121,27 +121,31 @@ class Lines:
 
     def __init__(self, logger: str, log_format: str) -> None:
         """`log_format` is a value of OJS_LOG_FORMAT."""
+        #: whether lines are for human eyes (`text`) or for machines (`json`)
+        self.is_text = _is_text(log_format)
         self._logger = logger
-        self._is_text = _is_text(log_format)
         self._lines: list[str] = []
-        # The part of JSON lines that stays the same for a second.
+        # The head of JSON lines around the milliseconds: it stays the same for a second.
         self._second = 0
-        self._head: dict[str, Any] = {}
-        self._to_the_second = ""
+        self._before_ms = self._behind_ms = ""
 
-    def info(self, message: str, extras: dict[str, Any]) -> None:
+    def text(self, message: str, extras: dict[str, Any]) -> None:
         """Log a line with these fields within GATHER_S; called in the event loop."""
+        self._add(_printable(_text_line(time.time(), logging.INFO, message, extras)))
+
+    def json(self, members: str) -> None:
+        """The same as JSON: `members` is the JSON text of its message and fields."""
         now_s = time.time()
-        if self._is_text:
-            line = _printable(_text_line(now_s, logging.INFO, message, extras))
-        else:
-            if now_s - self._second >= 1 or now_s < self._second:
-                self._second = int(now_s)
-                self._head = _json_head(self._second, logging.INFO, self._logger, "")
-                self._to_the_second = self._head["timestamp"][:-4]
-            self._head["timestamp"] = f"{self._to_the_second}{int((now_s - self._second) * 1000):03d}Z"
-            self._head["message"] = message
-            line = _dump(self._head | extras)
+        if not 0 <= now_s - self._second < 1:
+            self._second = int(now_s)
+            head = _json_head(self._second, logging.INFO, self._logger, "")
+            when = head.pop("timestamp")
+            del head["message"]
+            self._before_ms = f'{{"timestamp":"{when[:-4]}'
+            self._behind_ms = f'Z",{_dump(head)[1:-1]},'
+        self._add(f"{self._before_ms}{int((now_s - self._second) * 1000):03d}{self._behind_ms}{members}}}")
+
+    def _add(self, line: str) -> None:
         if not self._lines:
             asyncio.get_running_loop().call_later(GATHER_S, self.flush)
         self._lines.append(line)

@@ -8,7 +8,7 @@ from typing import Any
 import orjson
 
 from ojs_fast import _core
-from ojs_fast.core import schedule
+from ojs_fast.core import schedule, unique
 from ojs_fast.core.refusals import decode_field, refused
 from ojs_fast.errors import InvalidRequest, OJSError, PayloadTooLarge
 
@@ -214,6 +214,7 @@ class Form:
             )
         record = _check_template(template, at)
         if changes:
+            unique.check(record, at)
             self._check(record, at)
         return template
 

@@ -18,6 +18,7 @@ GRAIN_MS = 10.0
 UNBOUNDED = 1_000_000
 # Unused keys leave the bucket, and the list, by themselves.
 IDLE_S = 86_400
+LONGEST_TTL_S = 100 * 365 * 86_400  # NATS takes 292 years at most
 
 
 @dataclass(slots=True, frozen=True)
@@ -244,11 +245,12 @@ class LimitState:
         return changed
 
     def ttl_s(self, now_ms: float) -> int:
-        """How long the entry must live when nobody changes it; 0 = for ever."""
+        """How long the entry must live when nobody changes it; 0 = for ever, or longer than NATS takes."""
         if self.holders or (self.override is not None and not self.override["expires_ms"]):
             return 0
         ends_ms = max(now_ms + self.span_ms, self.spaced_ms, self.until_ms, (self.override or {}).get("expires_ms", 0))
-        return int(max(0.0, ends_ms - now_ms) / 1000) + IDLE_S
+        left_s = int(max(0.0, ends_ms - now_ms) / 1000) + IDLE_S
+        return left_s if left_s < LONGEST_TTL_S else 0
 
 
 def _slack_ms(limit: Limit) -> float:

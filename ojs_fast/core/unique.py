@@ -67,6 +67,13 @@ def wish_of(record: _core.Record) -> Wish:
     return Wish(_fingerprint(record, policy, at), policy.states, policy.period_ms, policy.on_conflict)
 
 
+def check(record: _core.Record, at: str) -> None:
+    """Refuse a template whose jobs would be refused for their policy; `at` is its place. Raises InvalidRequest."""
+    if is_asked_for(record):
+        path, text = (record.extra or {})[FEATURE]
+        _fingerprint(record, _policy(at + path, text), at + path)
+
+
 @dataclass(slots=True, frozen=True)
 class _Policy:
     """A policy that was checked, as far as that can be done without its job."""

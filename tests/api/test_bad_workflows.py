@@ -88,6 +88,8 @@ SHAPES = rows(
 )
 
 JOBS = rows(
+    ("steps[1].options.unique.keys", chain(job(options={"unique": {"keys": HOLE}})), ("0", '"type"')),
+    ("steps[1].options.unique.by", chain(job(options={"unique": {"by": HOLE}})), ("1",)),
     ("steps[1].type", chain(job(type=HOLE)), ("1", '"A"', "null", '""', '"a b"')),
     ("steps[1].args", chain(job(args=HOLE)), ("{}", "null", "1")),
     ("steps[1].meta", chain(job(meta=HOLE)), ("[]", '"x"')),

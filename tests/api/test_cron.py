@@ -375,6 +375,12 @@ GOOD: Body = {"expression": NEVER_SOON, "job_template": {"type": "a.b", "args": 
         ({"job_template": {"type": "a", "options": []}}, "job_template.options"),
         ({"job_template": {"type": "a", "options": {"queue": "A"}}}, "job_template.options.queue"),
         ({"job_template": {"type": "a", "options": {"priority": 101}}}, "job_template.options.priority"),
+        ({"job_template": {"type": "a", "options": {"unique": {"by": 1}}}}, "job_template.options.unique.by"),
+        ({"job_template": {"type": "a", "options": {"unique": {"states": []}}}}, "job_template.options.unique.states"),
+        (
+            {"job_template": {"type": "a", "options": {"timeout_ms": 5, "timeout": ""}}},
+            "job_template.options.timeout",
+        ),
         ({"job_template": {"type": "a", "id": "x"}}, "job_template.id"),
         ({"job_template": {"type": "a", "scheduled_at": "+PT1S"}}, "job_template.scheduled_at"),
     ],

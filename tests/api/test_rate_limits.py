@@ -340,6 +340,14 @@ def test_an_override_expires(api: Api) -> None:
     assert ms(job["started_at"]) >= ms(shown["override"]["expires_at"]) - 25
 
 
+def test_an_override_may_end_after_all_who_set_it(api: Api) -> None:
+    """NATS keeps no entry for longer than 292 years: it stays then."""
+    key = new_key()
+    shown = api.call("PUT", f"/rate-limits/{key}", {"concurrency": 1, "expires_at": "2999-12-31T00:00:00Z"})
+    assert shown["override"]["expires_at"].startswith("2999-12-31")
+    assert api.call("GET", f"/rate-limits/{key}")["override"] == shown["override"]
+
+
 def test_an_override_can_stand_before_its_jobs(api: Api) -> None:
     """Keys need no job to be overridden, nor a limit of its own in the job."""
     queue, key = unique_queue(), new_key()
@@ -375,6 +383,8 @@ BAD_OVERRIDES: list[tuple[Any, str]] = [
     ({"concurrency": "3"}, "concurrency"),
     ({"concurrency": 10_001}, "concurrency"),
     ({"rate": 5}, "period"),
+    ({"rate": 5.0}, "rate"),
+    ({"rate": "5"}, "rate"),
     ({"rate": {"limit": 0, "period": "PT1S"}}, "rate.limit"),
     ({"rate": {"limit": 1, "period": "never"}}, "rate.period"),
     ({"throttle": [1]}, "throttle"),

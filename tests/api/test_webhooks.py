@@ -361,9 +361,11 @@ def test_attempts_are_spread_over_time(fresh_server: Callable[..., Server], rece
     server = fresh_server(env={**QUICK, "OJS_WEBHOOKS_MAX_PER_SECOND": "10"})
     with Api(server.url) as api:
         subscribe(api, receiver.url)
+        # Not from when the first one came: the burst waits for the HTTP client, the others are spaced meanwhile.
+        before_s = time.monotonic()
         api.enqueue_batch([job_request("q")] * 30)
         got = receiver.await_count(30)
-        assert got[-1].at - got[0].at > 1.5
+        assert got[-1].at - before_s > 1.9
 
 
 def test_an_endpoint_that_is_not_there(hooks: Api) -> None:
@@ -452,7 +454,10 @@ def test_deliveries_are_listed_latest_first(hooks: Api, receiver: Receiver) -> N
         ({"url": "https://example.com", "events": ["job.* "]}, "events"),
         ({"url": "https://example.com", "events": ["*.completed"]}, "events"),
         ({"url": "https://example.com", "events": [1]}, "events"),
-        ({"url": "https://example.com", "events": ["*"], "filter": []}, ""),
+        ({"url": "https://example.com", "events": ["*"], "filter": []}, "filter"),
+        ({"url": "https://example.com", "events": ["*"], "filter": False}, "filter"),
+        ({"url": "https://example.com", "events": ["*"], "filter": {"queues": ["a" * 129]}}, "filter.queues"),
+        ({"url": "https://example.com", "events": ["*"], "metadata": False}, "metadata"),
         ({"url": "https://example.com", "events": ["*"], "filter": "x"}, "filter"),
         ({"url": "https://example.com", "events": ["*"], "filter": {"queue": ["a"]}}, "filter.queue"),
         ({"url": "https://example.com", "events": ["*"], "filter": {"queues": []}}, "filter.queues"),
@@ -477,10 +482,9 @@ def test_deliveries_are_listed_latest_first(hooks: Api, receiver: Receiver) -> N
 )
 def test_bad_subscriptions_are_refused(hooks: Api, body: Body, field: str) -> None:
     """A 400 that names the field, and nothing is stored, by POST or by PATCH."""
-    if field:
-        error = refusal(hooks.request("POST", SUBSCRIPTIONS, body), 400, field=field)
-        assert "pass@" not in str(error)
-        assert hooks.call("GET", SUBSCRIPTIONS)["subscriptions"] == []
+    error = refusal(hooks.request("POST", SUBSCRIPTIONS, body), 400, field=field)
+    assert "pass@" not in str(error)
+    assert hooks.call("GET", SUBSCRIPTIONS)["subscriptions"] == []
     good = subscribe(hooks, "https://example.com/x")
     if field in body or "." in field:
         path = f"{SUBSCRIPTIONS}/{good['id']}"

@@ -254,6 +254,21 @@ def test_times_in_seconds_and_milliseconds_mean_the_same() -> None:
     assert refusal(visibility_timeout="P1Y").field == "visibility_timeout"
 
 
+@pytest.mark.parametrize(
+    ("first", "second", "bad"),
+    [
+        ({"timeout_ms": 5}, "timeout", ""),
+        ({"visibility_timeout_ms": 5}, "visibility_timeout", -1),
+        ({"retry": {"max_attempts": 2}}, "retry_policy", "x"),
+        ({"scheduled_at": "+PT5S"}, "delay_until", "soon"),
+    ],
+)
+def test_the_second_of_two_names_must_be_sound_too(first: dict[str, Any], second: str, bad: object) -> None:
+    """The first one counts, but a template keeps and shows both."""
+    enqueue(options=first)
+    assert refusal(options={**first, second: bad}).field == f"options.{second}"
+
+
 # -- moments ---------------------------------------------------------------------------------------
 
 

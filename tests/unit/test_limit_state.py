@@ -183,3 +183,4 @@ def test_an_entry_lives_as_long_as_it_says_something() -> None:
     assert LimitState(limit, holders={"j": ("p", 0)}).ttl_s(0) == 0
     assert LimitState(limit, {"concurrency": 1, "expires_ms": 0}).ttl_s(0) == 0
     assert LimitState(limit, {"concurrency": 1, "expires_ms": 5000}).ttl_s(0) == IDLE_S + 5
+    assert LimitState(limit, {"concurrency": 1, "expires_ms": 1000 * 365 * DAY_MS}).ttl_s(0) == 0

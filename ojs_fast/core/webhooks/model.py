@@ -26,7 +26,7 @@ OWN_EVENTS = "webhook."
 
 EVENT_TYPE = re.compile(r"\*|[a-z][a-z0-9_-]*(\.[a-z][a-z0-9_-]*)*(\.\*)?", re.ASCII)
 JOB_TYPE = re.compile(r"[a-z][a-z0-9_\-]*(\.[a-z][a-z0-9_\-]*)*", re.ASCII)
-_SECRET = re.compile(r"[\x21-\x7e]{16,256}")
+SECRET = re.compile(r"[\x21-\x7e]{16,256}")
 _FILTERS = ("queues", "job_types")
 _IN_FILTER = {"queues": "queue", "job_types": "job_type"}
 
@@ -135,7 +135,7 @@ def create(body: dict[str, Any], subscription_id: str, now_ms: int, from_sequenc
     secret = body.get("secret")
     if secret is None:
         secret = new_secret()
-    elif not (isinstance(secret, str) and _SECRET.fullmatch(secret)):
+    elif not (isinstance(secret, str) and SECRET.fullmatch(secret)):
         shown = "a string" if isinstance(secret, str) else type(secret).__name__  # never the secret itself
         raise invalid_field("secret", f"<{shown}>", "16 to 256 printable ASCII characters without spaces")
     return Subscription(
@@ -167,9 +167,9 @@ def _checked(body: dict[str, Any]) -> dict[str, Any]:
             raise invalid_field("active", active, "true or false")
         found["active"] = active
     if "filter" in body:
-        found["filter"] = _filter(body["filter"] or {})
+        found["filter"] = _filter({} if body["filter"] is None else body["filter"])
     if "metadata" in body:
-        metadata = body["metadata"] or {}
+        metadata = {} if body["metadata"] is None else body["metadata"]
         if not isinstance(metadata, dict) or len(orjson.dumps(metadata)) > METADATA_BYTES:
             raise invalid_field("metadata", metadata, f"an object of at most {METADATA_BYTES} bytes")
         found["metadata"] = metadata

@@ -4,6 +4,7 @@ from typing import Any
 
 from ojs_fast import _core
 from ojs_fast.config import Settings
+from ojs_fast.core import unique
 from ojs_fast.core.clock import NowMs
 from ojs_fast.core.jobs import GROWTH_BYTES
 from ojs_fast.core.queues import Queues
@@ -39,6 +40,7 @@ class Creator:
         def check(record: _core.Record, at: str) -> None:
             if not is_accepted:
                 self._queues.check_type(record, at + ".")
+                unique.check(record, at + ".")  # it counts for no step, but jobs show it
             if len(record.body) > limit:
                 raise PayloadTooLarge(
                     f"Field '{at}' is a job of {len(record.body)} bytes; the NATS server takes {limit} in a workflow.",

@@ -1,6 +1,6 @@
 """Webhook subscriptions and their deliveries (ojs-webhooks)."""
 
-from ojs_fast.api.openapi.bounds import QUEUE_NAME
+from ojs_fast.api.openapi.components.common import QUEUE_NAME
 from ojs_fast.api.openapi.schema import (
     Schema,
     answer,
@@ -22,14 +22,13 @@ from ojs_fast.core.webhooks.model import (
     FILTER_NAMES_MAX,
     JOB_TYPE,
     METADATA_BYTES,
+    SECRET,
     TYPE_LENGTH,
 )
 
 
-def _names(text: str, pattern: str) -> Schema:
-    return array(
-        string(minLength=1, maxLength=TYPE_LENGTH, pattern=pattern), text, minItems=1, maxItems=FILTER_NAMES_MAX
-    )
+def _names(text: str, name: Schema) -> Schema:
+    return array(name, text, minItems=1, maxItems=FILTER_NAMES_MAX)
 
 
 _URL = string("Where events are sent; https, and no internal address", examples=["https://example.com/hook"])
@@ -41,7 +40,10 @@ _EVENTS = array(
 )
 _FILTER = request(
     {},
-    {"queues": _names("Of queues", exactly(QUEUE_NAME)), "job_types": _names("Of job types", exactly(JOB_TYPE))},
+    {
+        "queues": _names("Of queues", QUEUE_NAME),
+        "job_types": _names("Of job types", string(pattern=exactly(JOB_TYPE), maxLength=TYPE_LENGTH)),
+    },
     "Only events of these; null for all",
     additionalProperties=False,
 )
@@ -50,7 +52,7 @@ _SET: dict[str, Schema] = {
     "filter": _FILTER,
     "metadata": open_object(f"For people; at most {METADATA_BYTES} bytes"),
 }
-_SECRET = string("What signs the requests; made by the server when missing", minLength=16, maxLength=256)
+_SECRET = string("What signs the requests; made by the server when missing", pattern=exactly(SECRET))
 _SHOWN: dict[str, Schema] = {
     "id": string("`sub_` and a UUIDv7"),
     "url": string(),

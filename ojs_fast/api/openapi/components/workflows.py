@@ -160,6 +160,7 @@ SCHEMAS: dict[str, Schema] = {
     "WorkflowStep": _STEP,
     "NestedWorkflow": {
         "type": "object",
+        "properties": {name: array(open_object(), minItems=1, maxItems=MAX_JOBS) for name in ("steps", "jobs")},
         "anyOf": [{"required": ["steps"]}, {"required": ["jobs"]}],
         "description": "A workflow as a member of another one, in the shapes of WorkflowRequest",
     },
