@@ -108,6 +108,7 @@ class Request:
     """One request: the headers that matter, the body, the path parameters."""
 
     __slots__ = (
+        "_ending",
         "_gone",
         "_receive",
         "_request_id",
@@ -126,6 +127,7 @@ class Request:
         self.body = b""
         self._receive = receive
         self._request_id = b""
+        self._ending: Any = None
         self._gone: Any = None
         self._unfinished = False
         accept = self.headers.get(b"accept", b"")
@@ -204,15 +206,23 @@ class Request:
         except TimeoutError:
             raise InvalidRequest(f"The request body did not arrive within {BODY_TIMEOUT_S} s.") from None
 
-    async def watch_client(self) -> None:
+    def watch_client(self) -> None:
         """Start to notice that the client hangs up; call after the body was read."""
         if self._unfinished:
-            # The body is complete by its length; its empty last part comes without delay.
-            await self._receive()
-        self._gone = self._receive()
+            # The body is complete by its length; its empty last part comes soon, and nobody need wait for it.
+            self._ending = self._receive()
+            self._ending.add_done_callback(self._watch)
+        else:
+            self._gone = self._receive()
+
+    def _watch(self, ending: Any) -> None:
+        self._gone = ending if ending.result()["type"] == "http.disconnect" else self._receive()
 
     async def gone(self) -> None:
         """Wait until the client hangs up; call after `watch_client`."""
+        if self._gone is None:
+            await self._ending  # in the place of the callback: Granian's future has room for one
+            self._watch(self._ending)
         await self._gone
 
     def client_gone(self) -> bool:
@@ -434,7 +444,7 @@ def json_reply(value: Any, status: int = 200) -> Reply:
 
 async def until_gone(request: Request, stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """The chunks of a stream until it ends or the client hangs up; then the stream is closed."""
-    await request.watch_client()
+    request.watch_client()
     gone = asyncio.ensure_future(request.gone())
     pending: asyncio.Task[bytes] | None = None
     try:
