@@ -11,7 +11,6 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from typing import cast
 
@@ -27,6 +26,7 @@ SHOWN = 160  # bytes of an answer that was not 2xx
 NUMBER = b"NUMBER000000"
 PARK = b""  # what a flow gives as its next request when it has to wait for another connection
 FAILURE_LIMIT = 100  # a server that refuses everything need not be asked a million times
+BACKLOG = 1000  # how many jobs of a `flow` wait or run at most
 
 
 @dataclass(frozen=True)
@@ -35,6 +35,9 @@ class LoadSpec:
 
     Kind `work`: fetch `fetch` jobs of `queue`, acknowledge each; `connections` are workers then, each with `ackers`
     further connections (0: it acknowledges over its own).
+
+    Kind `flow`: as many producers as workers, each with a connection; producers pause while BACKLOG jobs have not
+    ended, and workers go on until all have.
     """
 
     kind: str
@@ -76,6 +79,7 @@ class Load:
     is_drained: bool = False
     fetch_call: Timing | None = None
     ack_call: Timing | None = None
+    enqueued: int = 0
 
 
 class Run:
@@ -89,7 +93,9 @@ class Run:
         self.latencies: list[float] = []
         self.acks: list[float] = []
         self.seen: set[bytes] = set()
-        self.requests = self.failures = self.fetched = self.acked = 0
+        self.requests = self.failures = self.enqueued = self.fetched = self.acked = 0
+        self.producers = spec.connections if spec.kind == "flow" else 0
+        self.parked: list[Produce] = []
         self.first_failure = ""
         self.drained_workers = 0
         self.open_lanes = 0  # set when the connections stand
@@ -106,6 +112,12 @@ class Run:
             return False
         self.left -= 1
         return True
+
+    def may_fetch(self) -> bool:
+        """The same for a worker, who also has to work off what producers left."""
+        if self.spec.kind != "flow":
+            return self.may_send()
+        return self.failures < FAILURE_LIMIT and (self.producers > 0 or self.acked < self.enqueued)
 
     def fail(self, reason: str) -> None:
         """Count something that did not succeed."""
@@ -151,6 +163,26 @@ class Repeat:
         self._run.latencies.append(seconds)
 
 
+class Produce(Repeat):
+    """A producer that does not get too far ahead of the workers."""
+
+    def next(self) -> bytes | None:
+        """The next request; PARK while too many jobs have not ended, None when the time is up."""
+        run = self._run
+        if run.enqueued - run.acked >= BACKLOG and time.perf_counter() < run.deadline:
+            run.parked.append(self)
+            return PARK
+        message = super().next()
+        if message is None:
+            run.producers -= 1
+        return message
+
+    def answered(self, status: int, body: bytes, seconds: float) -> None:
+        """Take an answer in."""
+        super().answered(status, body, seconds)
+        self._run.enqueued += status < 300
+
+
 class Work:
     """A worker: fetch, acknowledge each job with a call of its own, fetch again.
 
@@ -187,7 +219,7 @@ class Work:
             self._is_ack = True
             return self.next_ack()
         self._is_ack = False
-        if self._empty < EMPTY_LIMIT and self._run.may_send():
+        if (self._empty < EMPTY_LIMIT or self._run.producers) and self._run.may_fetch():
             return self._fetch
         self._run.drained_workers += self._empty >= EMPTY_LIMIT
         self.is_done = True
@@ -234,6 +266,8 @@ class Work:
             self._run.requests += 1
             self._run.acked += 1
             self._run.acks.append(seconds)
+            if self._run.parked and (parked := self._run.parked.pop()).lane is not None:
+                parked.lane.proceed()
         else:
             self._run.fail(f"ack: status {status}: {body[:SHOWN]!r}")
         if self._ackers and not self._unsettled and self.lane is not None:
@@ -355,8 +389,13 @@ async def generate(spec: LoadSpec) -> Load:
     """Send the load and return the figures. Raises OSError or TimeoutError when the server is not there."""
     loop = asyncio.get_running_loop()
     run = Run(spec)
-    make: Callable[[Run, int], Repeat | Work] = Work if spec.kind == "work" else Repeat
-    lanes = [Lane(run, flow) for number in range(spec.connections) for flow in make(run, number).flows()]
+    kinds: dict[str, tuple[type[Repeat | Work], ...]] = {"repeat": (Repeat,), "work": (Work,), "flow": (Produce, Work)}
+    lanes = [
+        Lane(run, flow)
+        for number in range(spec.connections)
+        for kind in kinds[spec.kind]
+        for flow in kind(run, number).flows()
+    ]
     run.open_lanes = len(lanes)
     async with asyncio.timeout(CONNECT_S):
         for lane in lanes:
@@ -369,10 +408,11 @@ async def generate(spec: LoadSpec) -> Load:
         await run.ended
     cpu_s = _cpu_s() - cpu_s
     first, acks = _timing(run.latencies), _timing(run.acks)
-    is_work = spec.kind == "work"
+    is_work = spec.kind != "repeat"
     both = _timing(run.latencies + run.acks) if is_work else first
     return Load(
         requests=run.requests,
+        enqueued=run.enqueued,
         failures=run.failures,
         first_failure=run.first_failure,
         seconds=run.last - run.began,

@@ -240,14 +240,14 @@ class OjsApplication(Application):
 
 
 def _run_as_batch() -> None:
-    """Let the event loop's thread finish its turn: each message that it writes wakes a thread that would take its core.
+    """Let each thread finish its turn: whatever it hands over wakes another one, which would take its core at once.
 
-    Threads that it starts are not affected.
+    Threads that start later, Granian's among them, do the same.
     """
     if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
         return  # an operator's policy stays
     try:
-        os.sched_setscheduler(0, os.SCHED_BATCH | os.SCHED_RESET_ON_FORK, os.sched_param(0))
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
     except OSError as error:
         log.info("the scheduling policy SCHED_BATCH is not permitted, which costs some speed: %s", error)
 

@@ -110,6 +110,7 @@ class Request:
     __slots__ = (
         "_ending",
         "_gone",
+        "_hung_up",
         "_receive",
         "_request_id",
         "_unfinished",
@@ -129,6 +130,7 @@ class Request:
         self._request_id = b""
         self._ending: Any = None
         self._gone: Any = None
+        self._hung_up = False
         self._unfinished = False
         accept = self.headers.get(b"accept", b"")
         # Spec 4.3 answers openjobspec+json whatever is accepted; the Python SDK only parses
@@ -216,18 +218,25 @@ class Request:
             self._gone = self._receive()
 
     def _watch(self, ending: Any) -> None:
-        self._gone = ending if ending.result()["type"] == "http.disconnect" else self._receive()
+        if self._ending is None:
+            return
+        self._ending = None  # Granian's future keeps its callback: neither would ever be freed
+        if ending.result()["type"] == "http.disconnect":
+            self._hung_up = True
+        else:
+            self._gone = self._receive()
 
     async def gone(self) -> None:
         """Wait until the client hangs up; call after `watch_client`."""
-        if self._gone is None:
-            await self._ending  # in the place of the callback: Granian's future has room for one
-            self._watch(self._ending)
-        await self._gone
+        if (ending := self._ending) is not None:
+            await ending  # in the place of the callback: Granian's future has room for one
+            self._watch(ending)
+        if not self._hung_up:
+            await self._gone
 
     def client_gone(self) -> bool:
         """True when the client hung up since `watch_client`."""
-        return bool(self._gone is not None and self._gone.done())
+        return self._hung_up or bool(self._gone is not None and self._gone.done())
 
     def members(self) -> dict[str, tuple[int, int]]:
         """Where the value of each member of the body begins and ends. Raises OJSError."""

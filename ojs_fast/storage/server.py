@@ -49,7 +49,8 @@ if os.getppid() != parent:
     os._exit(1)
 try:
     # Its threads wake others with each message, which would take the core from them at once (docs/performance.md).
-    os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
+    if os.sched_getscheduler(0) == os.SCHED_OTHER:
+        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
 except (AttributeError, OSError):
     pass  # no Linux, or a sandbox that forbids it: only slower
 os.execv(binary, sys.argv[2:])

@@ -24,6 +24,7 @@ from nats.aio.client import Client
 from ojs_fast.storage import server
 from ojs_fast.storage.probe import NatsStartError, check_external, read_info
 from ojs_fast.storage.server import DataDirLocked, EmbeddedNats
+from tests.support.processes import may_run_as_batch, policies
 
 PARENT = """
 import sys, threading
@@ -72,6 +73,13 @@ def facts(parent: subprocess.Popen[str]) -> tuple[int, str]:
     assert parent.stdout is not None
     pid, url = parent.stdout.readline().split()
     return int(pid), url
+
+
+@pytest.mark.skipif(not may_run_as_batch(), reason="the scheduling policy SCHED_BATCH is not permitted here")
+def test_it_leaves_the_core_to_those_who_work(embedded: EmbeddedNats) -> None:
+    """All its threads run as batch."""
+    assert embedded.pid is not None
+    assert set(policies(embedded.pid).values()) == {os.SCHED_BATCH}
 
 
 def read_log_of(embedded: EmbeddedNats) -> str:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import random
 import socket
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from contextlib import suppress
@@ -41,6 +44,17 @@ class Process(NamedTuple):
         with suppress(OSError):
             return Path(f"/proc/{self.pid}/cmdline").read_bytes()
         return b""
+
+
+def policies(pid: int) -> dict[int, int]:
+    """The scheduling policy of each thread of a process, by thread id."""
+    return {int(task.name): os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
+
+
+def may_run_as_batch() -> bool:
+    """Whether processes of ours may choose SCHED_BATCH; some sandboxes forbid it."""
+    trial = "import os; os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))"
+    return subprocess.run([sys.executable, "-c", trial], capture_output=True, check=False).returncode == 0
 
 
 def poll(condition: Callable[[], T], *, deadline_s: float = 15.0, pause_s: float = 0.01, what: str = "") -> T:

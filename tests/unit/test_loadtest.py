@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from loadtest import __main__ as command
-from loadtest import clients, cpu, guard, plan, report, versus
+from loadtest import clients, cpu, generator, guard, plan, report, versus
 from loadtest.generator import Load, LoadSpec, generate
 from loadtest.ledger import Ledger
 from loadtest.measure import Sample, accounting_problems
@@ -220,12 +220,17 @@ class Answers:
         with contextlib.suppress(ConnectionError):
             await writer.wait_closed()
 
+    def _jobs(self, count: int) -> list[str]:
+        count = min(self._left, count)
+        self._left -= count
+        return [f"job-{self._left + count - n}" for n in range(count)]
+
     async def _answer(self, writer: asyncio.StreamWriter, path: bytes, body: dict[str, str | int]) -> None:
         status, answer = 200, b"{}"
         if path.endswith(b"/fetch"):
-            count = min(self._left, int(body["count"]))
-            answer = json.dumps({"jobs": [{"id": f"job-{self._left - n}"} for n in range(count)]}).encode()
-            self._left -= count
+            answer = json.dumps({"jobs": [{"id": one} for one in self._jobs(int(body["count"]))]}).encode()
+        elif path.endswith(b"/jobs"):
+            status = 201
         elif str(body["job_id"]).encode() == self._refused:
             status = 409
         else:
@@ -273,6 +278,40 @@ async def test_what_is_held_when_the_time_is_up_is_acknowledged(ackers: int) -> 
     load = await run_workers(Answers(10**9), ackers, seconds=0.1)
     assert load.fetched == load.acked > 0
     assert not load.is_drained
+
+
+class Queue(Answers):
+    """A stand-in that hands out what was enqueued, and tells how much waited at most."""
+
+    def __init__(self) -> None:
+        super().__init__(0)
+        self._waiting: list[str] = []
+        self.enqueued = self.deepest = 0
+
+    async def _answer(self, writer: asyncio.StreamWriter, path: bytes, body: dict[str, str | int]) -> None:
+        if path.endswith(b"/jobs"):
+            self.enqueued += 1
+            self._waiting.append(f"job-{self.enqueued}")
+            self.deepest = max(self.deepest, self.enqueued - len(self.acked))
+        await super()._answer(writer, path, body)
+
+    def _jobs(self, count: int) -> list[str]:
+        taken, self._waiting = self._waiting[:count], self._waiting[count:]
+        return taken
+
+
+async def test_producers_and_workers_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is enqueued is completed, also when the time is up, and producers do not run ahead."""
+    monkeypatch.setattr(generator, "BACKLOG", 5)
+    queue = Queue()
+    server = await asyncio.start_server(queue.accept, "127.0.0.1", 0)
+    async with server:
+        port: int = server.sockets[0].getsockname()[1]
+        load = await generate(LoadSpec("flow", port, 3, 0.3, path="/ojs/v1/jobs", body="{}", queue="q"))
+        await asyncio.gather(*queue.connections)
+    assert load.enqueued == queue.enqueued == len(set(queue.acked)) == load.acked > 10
+    assert (load.fetched, load.duplicates, load.failures) == (load.acked, 0, 0)
+    assert queue.deepest <= 5 + 3  # each of three producers may have looked before the others were answered
 
 
 # -- report --------------------------------------------------------------------------------------
