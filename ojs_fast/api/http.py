@@ -108,9 +108,7 @@ class Request:
     """One request: the headers that matter, the body, the path parameters."""
 
     __slots__ = (
-        "_ending",
         "_gone",
-        "_hung_up",
         "_receive",
         "_request_id",
         "_unfinished",
@@ -128,9 +126,7 @@ class Request:
         self.body = b""
         self._receive = receive
         self._request_id = b""
-        self._ending: Any = None
         self._gone: Any = None
-        self._hung_up = False
         self._unfinished = False
         accept = self.headers.get(b"accept", b"")
         # Spec 4.3 answers openjobspec+json whatever is accepted; the Python SDK only parses
@@ -208,35 +204,20 @@ class Request:
         except TimeoutError:
             raise InvalidRequest(f"The request body did not arrive within {BODY_TIMEOUT_S} s.") from None
 
-    def watch_client(self) -> None:
+    async def watch_client(self) -> None:
         """Start to notice that the client hangs up; call after the body was read."""
         if self._unfinished:
-            # The body is complete by its length; its empty last part comes soon, and nobody need wait for it.
-            self._ending = self._receive()
-            self._ending.add_done_callback(self._watch)
-        else:
-            self._gone = self._receive()
-
-    def _watch(self, ending: Any) -> None:
-        if self._ending is None:
-            return
-        self._ending = None  # Granian's future keeps its callback: neither would ever be freed
-        if ending.result()["type"] == "http.disconnect":
-            self._hung_up = True
-        else:
-            self._gone = self._receive()
+            # The body is complete by its length; its empty last part comes without delay.
+            await self._receive()
+        self._gone = self._receive()
 
     async def gone(self) -> None:
         """Wait until the client hangs up; call after `watch_client`."""
-        if (ending := self._ending) is not None:
-            await ending  # in the place of the callback: Granian's future has room for one
-            self._watch(ending)
-        if not self._hung_up:
-            await self._gone
+        await self._gone
 
     def client_gone(self) -> bool:
         """True when the client hung up since `watch_client`."""
-        return self._hung_up or bool(self._gone is not None and self._gone.done())
+        return bool(self._gone is not None and self._gone.done())
 
     def members(self) -> dict[str, tuple[int, int]]:
         """Where the value of each member of the body begins and ends. Raises OJSError."""
@@ -453,7 +434,7 @@ def json_reply(value: Any, status: int = 200) -> Reply:
 
 async def until_gone(request: Request, stream: AsyncGenerator[bytes]) -> AsyncGenerator[bytes]:
     """The chunks of a stream until it ends or the client hangs up; then the stream is closed."""
-    request.watch_client()
+    await request.watch_client()
     gone = asyncio.ensure_future(request.gone())
     pending: asyncio.Task[bytes] | None = None
     try:

@@ -85,7 +85,7 @@ class WorkerHandlers:
 
     async def fetch(self, request: Request) -> Reply:
         """POST /workers/fetch (ojs-http-binding section 10.1)."""
-        request.watch_client()
+        await request.watch_client()
         body = request.json()
         queues = body.get("queues")
         if not isinstance(queues, list) or not 1 <= len(queues) <= MAX_QUEUES:
