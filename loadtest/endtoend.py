@@ -22,10 +22,11 @@ SAMPLE_S = 5.0
 MB = 1e6
 
 
-def _echo(scratch: Path, durability: str, connections: int) -> float:
-    with servers.running(servers.ECHO, scratch, durability) as echo:
-        spec = LoadSpec("repeat", echo.port, connections, ECHO_S, path="/echo", body=plan.job("bench").decode())
-        bundled(replace(spec, seconds=1.0))
+def _echo(scratch: Path, args: argparse.Namespace) -> float:
+    seconds, body = min(ECHO_S, args.seconds), plan.job("bench").decode()
+    with servers.running(servers.ECHO, scratch, args.durability) as echo:
+        spec = LoadSpec("repeat", echo.port, 2 * args.connections, seconds, path="/echo", body=body)
+        bundled(replace(spec, seconds=seconds / 5))
         load = bundled(spec)
     return load.requests / load.seconds
 
@@ -48,9 +49,9 @@ def _flow(running: servers.Running, queue: str, connections: int, seconds: float
 
 def measure(scratch: Path, args: argparse.Namespace) -> None:
     """Run it and print. Raises BenchError."""
-    before = _echo(scratch, args.durability, 2 * args.connections)
+    before = _echo(scratch, args)
     with servers.running(servers.OJS, scratch, args.durability) as running:
-        _flow(running, "warm-up", args.connections, WARM_UP_S)
+        _flow(running, "warm-up", args.connections, min(WARM_UP_S, args.seconds))
         memory = [_resident_mb(running)]
         ended = threading.Event()
 
@@ -70,7 +71,7 @@ def measure(scratch: Path, args: argparse.Namespace) -> None:
             ended.set()
             watcher.join()
         memory.append(_resident_mb(running))
-    after = _echo(scratch, args.durability, 2 * args.connections)
+    after = _echo(scratch, args)
     rate, echo = load.acked / load.seconds, (before + after) / 2
     print(f"\n{load.acked} jobs in {load.seconds:.0f} s, each completed once: {rate:.0f} jobs/s")
     print(f"echo over as many connections, before and after: {before:.0f} and {after:.0f} requests/s")

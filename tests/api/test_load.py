@@ -48,3 +48,12 @@ def test_what_observing_costs_is_measured() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ratio, median of the rounds" in done.stdout
+
+
+def test_producers_and_workers_at_once() -> None:
+    """`loadtest.endtoend` completes what it enqueues and says so beside the echo."""
+    command = [sys.executable, "-m", "loadtest.endtoend", "--seconds", "1", "--connections", "4"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "each completed once" in done.stdout
+    assert "jobs per request of the echo: 0." in done.stdout
