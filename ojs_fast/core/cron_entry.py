@@ -166,10 +166,12 @@ class Form:
     def change(self, entry: Entry) -> Entry:
         """The entry with every field that the body names."""
         key = next((key for key in _EXPRESSION_KEYS if self.has(key)), "expression")
-        expression = self.text(key, 1000, "a cron expression such as '0 9 * * MON-FRI'") or entry.expression
+        expected = "a cron expression such as '0 9 * * MON-FRI'"
+        expression = self.text(key, 1000, expected) if self.has(key) else entry.expression
         if not expression:
-            raise _invalid(key, "missing", "a cron expression such as '0 9 * * MON-FRI' (required)")
-        zone = self.text("timezone", 100, "an IANA time zone such as 'Europe/Berlin'") or entry.timezone
+            raise _invalid(key, "empty" if self.has(key) else "missing", f"{expected} (required)")
+        zone = self.text("timezone", 100, "an IANA time zone such as 'Europe/Berlin'")
+        zone = entry.timezone if zone is None else zone
         _check("timezone", zone, "UTC or an IANA name such as 'America/New_York'", schedule.find_zone)
         _check(key, expression, schedule.EXPECTED, lambda text: schedule.parse(text, zone))
         enabled = self._decoded("enabled", bool, "true or false") if self.has("enabled") else entry.enabled

@@ -98,7 +98,9 @@ def _policy(at: str, text: str) -> _Policy:
     states = _texts(policy, at, "states", STATES)
     if states == []:
         raise _invalid(f"{at}.states", [], f"an array of {', '.join(STATES)}")
-    on_conflict = policy.get("on_conflict") or "reject"
+    on_conflict = policy.get("on_conflict")
+    if on_conflict is None:
+        on_conflict = "reject"
     if not isinstance(on_conflict, str) or on_conflict not in CONFLICTS:
         raise _invalid(f"{at}.on_conflict", on_conflict, f"one of {', '.join(CONFLICTS)}")
     args_keys, meta_keys = _texts(policy, at, "args_keys"), _texts(policy, at, "meta_keys")

@@ -359,6 +359,8 @@ GOOD: Body = {"expression": NEVER_SOON, "job_template": {"type": "a.b", "args": 
         ({"timezone": "EST"}, "timezone"),
         ({"timezone": "+05:00"}, "timezone"),
         ({"timezone": 5}, "timezone"),
+        ({"timezone": ""}, "timezone"),
+        ({"expression": ""}, "expression"),
         ({"overlap_policy": "sometimes"}, "overlap_policy"),
         ({"overlap_policy": []}, "overlap_policy"),
         ({"enabled": "yes"}, "enabled"),

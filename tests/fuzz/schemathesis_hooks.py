@@ -198,8 +198,8 @@ BEYOND = (
     (r".*args_keys.*", r"", "depends on what args hold"),
     (r"(.*\.)?(rate|period|key)", r"is missing|not both", "one member needs another one, or none beside it"),
     (
-        r"expression|cron|schedule|(job_template\.)?type|concurrency|progress",
-        r"is missing",
+        r"expression|cron|schedule|(job_template\.)?type|concurrency|progress|(.*\.)?callbacks",
+        r"is missing|is empty",
         "null is the same as missing",
     ),
     (r".*", r" is -?[0-9.e+]+\.0; expected an? (positive )?integer", "JSON Schema takes 1.0 for an integer"),
@@ -219,6 +219,10 @@ ALIASES = (
 TEXTS = ("queue", "queues", "type", "types", "job_types", "event_types")
 #: What schemathesis adds where a document names all that there is.
 UNDEFINED = "x-schemathesis-unknown-property"
+
+
+def _is_word(value: Any) -> bool:
+    return re.fullmatch(r"(?i)true|false|[0-9.]+", str(value)) is not None
 
 
 def _has_both(value: Any) -> bool:
@@ -251,7 +255,7 @@ def filter_failure(context: Any, failure: Any, case: Any, response: Any) -> bool
             return False  # an empty parameter is one that is not there, of one that comes twice the last counts
         if any("null" in str(value).split(",") for value in (case.query or {}).values()):
             return False  # in a list of words null is sent as the word
-        if any(name in TEXTS and isinstance(value, bool | int | float) for name, value in (case.query or {}).items()):
+        if any(name in TEXTS and _is_word(value) for name, value in (case.query or {}).items()):
             return False  # in a query `false` is a word like others
         if UNDEFINED in (case.headers or {}):
             return False  # proxies and clients add headers of their own

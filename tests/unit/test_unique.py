@@ -113,6 +113,8 @@ def test_each_dimension_counts_only_when_asked_for() -> None:
         ({"keys": ["type"], "key": ["color"]}, "options.unique.key[0]"),
         ({"on_conflict": "explode"}, "options.unique.on_conflict"),
         ({"on_conflict": 1}, "options.unique.on_conflict"),
+        ({"on_conflict": False}, "options.unique.on_conflict"),
+        ({"on_conflict": ""}, "options.unique.on_conflict"),
         ({"perid": "PT1H"}, "options.unique.perid"),
     ],
 )

@@ -45,13 +45,13 @@ def _listed(name: str, type_: str, most: int) -> Schema:
 
 def _batch() -> Schema:
     callback = request(_JOB, _JOB_MORE, "A job", additionalProperties=True)
-    callbacks: Schema = {
-        "type": "object",
-        "properties": dict.fromkeys(CALLBACKS, callback),
-        "additionalProperties": False,
-        "minProperties": 1,
-        "description": "What runs when all jobs have ended",
-    }
+    callbacks = request(
+        {},
+        dict.fromkeys(CALLBACKS, callback),
+        "What runs when all jobs have ended; at least one of them",
+        additionalProperties=False,
+        minProperties=1,
+    )
     return request(
         {
             "type": string(const=BATCH),
