@@ -44,7 +44,7 @@ heartbeat() {
 now_ms() { local us=${EPOCHREALTIME//[!0-9]/}; now=$((us / 1000)); } # sets $now
 
 stopping='' directive=running beat_at=0
-trap 'stopping=$(date +%s)' TERM INT
+trap 'stopping=$EPOCHSECONDS' TERM INT # no $(): bash 5.2 fails at one in a trap that interrupts it while it reads another
 
 # run JOB: the handler in the background; meanwhile three beats per reservation.
 run() {
@@ -64,7 +64,7 @@ run() {
       beat_at=$((now + visibility_ms / 3))
       directive=$(heartbeat "$id" || echo "$directive")
     fi
-    if [[ $stopping ]] && (($(date +%s) - stopping >= grace_s)); then
+    if [[ $stopping ]] && ((EPOCHSECONDS - stopping >= grace_s)); then
       kill -KILL "$handler"
       wait "$handler" 2>/dev/null
       tell /workers/nack "$id" '{"requeue": true}'
