@@ -43,8 +43,11 @@ heartbeat() {
 
 now_ms() { local us=${EPOCHREALTIME//[!0-9]/}; now=$((us / 1000)); } # sets $now
 
-stopping='' directive=running beat_at=0
-trap 'stopping=$EPOCHSECONDS' TERM INT # no $(): bash 5.2 fails at one in a trap that interrupts it while it reads another
+# Bash 5.2 loses a trap that interrupts a command substitution. So signals go to this process, which only waits and writes
+# the time into $stop; the work is done by a child, which ends at once when this process is gone.
+directive=running beat_at=0
+stop=$(mktemp)
+abandoned() { ! kill -0 $$ 2>/dev/null; }
 
 # run JOB: the handler in the background; meanwhile three beats per reservation.
 run() {
@@ -64,7 +67,11 @@ run() {
       beat_at=$((now + visibility_ms / 3))
       directive=$(heartbeat "$id" || echo "$directive")
     fi
-    if [[ $stopping ]] && ((EPOCHSECONDS - stopping >= grace_s)); then
+    if abandoned; then
+      kill -KILL "$handler"
+      exit 1
+    fi
+    if [[ -s $stop ]] && ((EPOCHSECONDS - $(<"$stop") >= grace_s)); then
       kill -KILL "$handler"
       wait "$handler" 2>/dev/null
       tell /workers/nack "$id" '{"requeue": true}'
@@ -84,24 +91,31 @@ run() {
   rm -f "$output"
 }
 
-pause=0.2
-until [[ $stopping ]]; do
-  now_ms
-  if ((now >= beat_at)); then
-    beat_at=$((now + visibility_ms / 3))
-    directive=$(heartbeat || echo "$directive")
-  fi
-  [[ $directive == terminate ]] && break
-  job=''
-  if [[ $directive == running ]]; then
-    if answer=$(post /workers/fetch "$(jq -cn --arg queue "$queue" --arg me "$me" --argjson ms "$visibility_ms" \
-      '{queues: [$queue], count: 1, worker_id: $me, visibility_timeout_ms: $ms}')"); then
-      pause=0.2
-      job=$(jq -c '.jobs[0] // empty' <<<"$answer")
-    else
-      pause=$(jq -n "[$pause * 2, 10] | min") # away or busy: wait longer each time
+work() {
+  trap '' TERM INT
+  pause=0.2
+  until [[ -s $stop ]] || abandoned; do
+    now_ms
+    if ((now >= beat_at)); then
+      beat_at=$((now + visibility_ms / 3))
+      directive=$(heartbeat || echo "$directive")
     fi
-  fi
-  if [[ $job ]]; then run "$job"; else sleep "$pause"; fi
-done
-exit 0
+    [[ $directive == terminate ]] && break
+    job=''
+    if [[ $directive == running ]]; then
+      if answer=$(post /workers/fetch "$(jq -cn --arg queue "$queue" --arg me "$me" --argjson ms "$visibility_ms" \
+        '{queues: [$queue], count: 1, worker_id: $me, visibility_timeout_ms: $ms}')"); then
+        pause=0.2
+        job=$(jq -c '.jobs[0] // empty' <<<"$answer")
+      else
+        pause=$(jq -n "[$pause * 2, 10] | min") # away or busy: wait longer each time
+      fi
+    fi
+    if [[ $job ]]; then run "$job"; else sleep "$pause"; fi
+  done
+}
+
+work &
+trap 'echo "$EPOCHSECONDS" >"$stop"' TERM INT
+while kill -0 $! 2>/dev/null; do wait $!; done
+rm -f "$stop"
