@@ -123,6 +123,8 @@ def _confirmed(request: Request) -> DeadFilter:
             raise invalid_field(name, value, f"only {', '.join(_TEXTS + _TIMES)}")
         if not isinstance(value, str):
             raise invalid_field(name, value, "a string")
+    for name in beside.keys() & given.keys() & set(_TIMES):
+        moment_ms(name, beside[name])  # that of the filter goes first; this one must be sound all the same
     given = {**beside, **given}
     times = {name: moment_ms(name, given[name]) for name in _TIMES if name in given}
     until = [times[name] for name in ("until", "older_than") if name in times]

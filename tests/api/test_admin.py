@@ -336,6 +336,7 @@ def test_many_dead_letters_are_retried_or_purged(api: Api, prefix: str) -> None:
         ({"confirm": True, "filter": {"queue": 1}}, "queue"),
         ({"confirm": True, "queue": {}, "filter": {"queue": "q"}}, "queue"),
         ({"confirm": True, "older_than": "long ago"}, "older_than"),
+        ({"confirm": True, "since": "soon", "filter": {"since": "2024-01-01T00:00:00Z"}}, "since"),
         ({"confirm": True, "filter": {"since": "x"}}, "since"),
     ],
 )

@@ -191,6 +191,7 @@ def before_load_schema(context: Any, raw_schema: dict[str, Any]) -> None:
 #: Field and message of a refusal that a valid request may get all the same, and why no schema can say so.
 BEYOND = (
     (r"(.*\.)?max_interval", r"not below initial_interval", "one member bounds another one"),
+    (r"type", "\ufffd", "schemathesis writes it for what has no UTF-8, also where the pattern takes neither"),
     (r"page", r"within the first", "page and per_page together"),
     (r"cursor|after", r"", "comes from an earlier answer"),
     (r"type", r"; queue '[^']*' takes", "the queue was configured so"),

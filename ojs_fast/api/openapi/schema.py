@@ -37,6 +37,11 @@ def integer(text: str = "", low: int | None = None, high: int | None = None, **f
     return _told({"type": "integer", **_bounds(low, high), **facts}, text)
 
 
+def long(text: str = "", **facts: Any) -> Schema:
+    """Any integer that JSON decoders keep: of 64 bits, with or without a sign."""
+    return integer(text, -(2**63), 2**64 - 1, **facts)
+
+
 def number(text: str = "", low: float | None = None, high: float | None = None, **facts: Any) -> Schema:
     """A number, from `low` to `high`."""
     return _told({"type": "number", **_bounds(low, high), **facts}, text)

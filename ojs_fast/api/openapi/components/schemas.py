@@ -9,6 +9,7 @@ from ojs_fast.api.openapi.schema import (
     boolean,
     either,
     integer,
+    long,
     open_object,
     ref,
     request,
@@ -21,7 +22,7 @@ from ojs_fast.core.schemas import MAX_URI
 URI = string("The URI", minLength=1, maxLength=MAX_URI, pattern="^[ -~]+$", examples=["urn:example:email.send:v1"])
 JOB_TYPE = string("The type of job that it is for", maxLength=MAX_TYPE, pattern="^[ -~]+$", examples=["email.send"])
 VERSION = integer("The version", 0, 999_999_999, examples=[1])
-_ANY_VERSION = either(integer(low=-(2**63), high=2**64 - 1), string())
+_ANY_VERSION = either(long(), string())
 _BODY: Schema = {
     "type": "object",
     "properties": {"$schema": string(pattern=f"^{re.escape(DRAFT)}#*$")},

@@ -11,6 +11,7 @@ from ojs_fast.api.openapi.schema import (
     boolean,
     either,
     integer,
+    long,
     one_of,
     open_object,
     ref,
@@ -118,15 +119,15 @@ _BEAT = request(
     {"worker_id": WORKER_ID},
     {
         "active_jobs": either(
-            array(string(), maxItems=api.MAX_BEAT_JOBS), integer(), text="The jobs that it runs: their ids, or how many"
+            array(string(), maxItems=api.MAX_BEAT_JOBS), long(), text="The jobs that it runs: their ids, or how many"
         ),
         "active_job_ids": array(string(), "The ids, beside a number in `active_jobs`", maxItems=api.MAX_BEAT_JOBS),
         "job_id": {**_JOB_ID, "description": "One job that it runs, instead of a list or beside it"},
         "visibility_timeout_ms": {**_VISIBILITY_MS, "description": "By how much to extend them; else each by its own"},
         "hostname": string(_WORD),
-        "pid": integer(),
+        "pid": long(),
         "queues": array(anything(), f"The queues that it looks at. {_WORD}"),
-        "concurrency": integer("How many jobs it runs at once"),
+        "concurrency": long("How many jobs it runs at once"),
         "labels": either(array(anything()), open_object(), text=_WORD),
         "state": string(f"What it does: `running`; while it says {_LEAVING} it gets no jobs"),
     },
