@@ -380,6 +380,7 @@ class Node:
         if self._task:
             self._task.cancel()
             await asyncio.gather(self._task, return_exceptions=True)
+        await self.leases.withdraw()  # another one that leaves at the same time may hand over to this one
         await self._deposed()
         await self.cron.close()
         await self.driver.close()

@@ -52,6 +52,8 @@ class Leases:
         self._leader_revision = 0
         self._renewed = float("-inf")
         self._vacated = asyncio.Event()
+        self._stands = True
+        self._electing = asyncio.Lock()
         self._started_ms = now_ms()
         # A jump of the clock must not hide what was written before it: the earliest of the last renewals counts.
         self._renewals: deque[int] = deque([self._started_ms], maxlen=round(REMEMBERED_S / RENEW_S))
@@ -67,6 +69,12 @@ class Leases:
         await self._watch.synced.wait()
         self._watching_since = time.monotonic()
         self._task = asyncio.create_task(forever(self._loop))
+
+    async def withdraw(self) -> None:
+        """Begin to lead no more; call before what a leader does is stopped. A leader stays one until `close`."""
+        self._stands = False
+        async with self._electing:
+            pass
 
     async def close(self) -> None:
         """Give up leadership and lease at once, so that others need not wait for their end."""
@@ -205,6 +213,8 @@ class Leases:
         return min(RENEW_S, max(0.05, entry[2] + DEAD_AFTER_S - time.monotonic() + 0.001))
 
     async def _stand(self) -> None:
+        if not (self._stands or self.is_leader):
+            return
         entry = self._seen.get(LEADER_KEY)
         revision = self._leader_revision if self.is_leader else (entry[1] if entry else 0)
         if not self.is_leader and entry:
@@ -222,8 +232,10 @@ class Leases:
         if not self.is_leader:
             self.is_leader = True
             log.info("this node is the scheduler leader")
-            assert self._elected
-            await self._elected()
+            if self._stands:
+                assert self._elected
+                async with self._electing:
+                    await self._elected()
 
     async def _lose(self) -> None:
         found = await self._bucket.get(LEADER_KEY)

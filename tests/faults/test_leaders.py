@@ -23,6 +23,7 @@ import pytest
 from tests.support.api import unique_queue
 from tests.support.load import Broken, Http, Ledger, connections
 from tests.support.nats import Nats
+from tests.support.nodes import nodes
 from tests.support.server import Server
 
 TICKS = int(os.environ.get("OJS_LEADER_TICKS", "20"))
@@ -124,3 +125,15 @@ async def test_a_dying_leader_neither_loses_nor_repeats_anything(fresh_server: C
     gaps = [later - before for before, later in pairwise(seconds) if later - before > 1]
     assert len(gaps) <= kills, f"{kills} kills and {len(gaps)} gaps: {gaps}"
     assert max(gaps, default=0) <= TAKEOVER_S + 1, f"a takeover took too long: {gaps}"
+
+
+async def test_a_node_that_leaves_begins_to_lead_no_more() -> None:
+    """The leader may leave at the same time: what a leader does would go on in a node that has stopped it already."""
+    async with nodes(2) as both:
+        leader, other = sorted(both, key=lambda node: not node.leases.is_leader)
+        assert leader.leases.is_leader
+        await other.leases.withdraw()
+        await leader.leases.close()
+        for _ in range(2):
+            await other.leases._stand()
+        assert not other.leases.is_leader

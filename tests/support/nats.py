@@ -57,7 +57,14 @@ class Nats:
     def pause(self) -> None:
         """Freeze it: connections stay open, nothing is answered."""
         os.kill(self.pid, signal.SIGSTOP)
+        # A thread that waits for a core is stopped when it gets one, after the system call that it is in.
+        tasks = list(Path(f"/proc/{self.pid}/task").iterdir())
+        poll(lambda: all(_is_stopped(one) for one in tasks), what="all threads stand still")
 
     def resume(self) -> None:
         """Let it go on."""
         os.kill(self.pid, signal.SIGCONT)
+
+
+def _is_stopped(task: Path) -> bool:
+    return (task / "stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T"
