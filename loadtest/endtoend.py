@@ -6,7 +6,6 @@ what the memory of server and NATS did. Fails when a call failed or a job was no
 
 import argparse
 import sys
-import tempfile
 import threading
 import time
 from dataclasses import replace
@@ -81,21 +80,16 @@ def measure(scratch: Path, args: argparse.Namespace) -> None:
         print(f"resident memory of {name}, in MB, start to end: {' '.join(f'{one:.0f}' for one in tenths)}")
 
 
-def main() -> int:
+def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=16, help="producers, and as many workers (default: 16)")
     parser.add_argument("--seconds", type=float, default=300)
     parser.add_argument("--durability", choices=("interval", "always"), default="interval")
     args = parser.parse_args()
-    try:
-        with tempfile.TemporaryDirectory(prefix="ojs-endtoend-") as scratch:
-            measure(Path(scratch), args)
-    except servers.BenchError as error:
-        print(f"loadtest.endtoend: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with servers.scratch("endtoend") as scratch:
+        measure(scratch, args)
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -7,11 +7,8 @@ machine as well.
 
 import argparse
 import asyncio
-import sys
-import tempfile
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 from statistics import median
 
 from loadtest import cpu, servers
@@ -94,7 +91,7 @@ async def measure(running: servers.Running, args: argparse.Namespace) -> None:
     print(f"ratio                    {rates[True] / rates[False]:8.3f}             {costs[True] / costs[False]:6.3f}")
 
 
-def main() -> int:
+def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--listeners", type=int, default=2000)
@@ -102,17 +99,9 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=3)
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="ojs-listeners-") as scratch,
-            servers.running(servers.OJS, Path(scratch), "interval") as running,
-        ):
-            asyncio.run(measure(running, args))
-    except servers.BenchError as error:
-        print(f"loadtest.listeners: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with servers.scratch("listeners") as scratch, servers.running(servers.OJS, scratch, "interval") as running:
+        asyncio.run(measure(running, args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -6,9 +6,6 @@ nothing, and turns of a second even out what else happens on the machine.
 
 import argparse
 import asyncio
-import sys
-import tempfile
-from pathlib import Path
 from statistics import median
 
 from loadtest import servers
@@ -35,27 +32,20 @@ async def measure(observed: servers.Running, bare: servers.Running, args: argpar
     print(f"{'lowest and highest of the rounds':40} {min(rates):8.3f} to {max(rates):.3f}")
 
 
-def main() -> int:
+def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--connections", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=1, help="of each turn (default: 1)")
     parser.add_argument("--rounds", type=int, default=20, help="pairs of turns (default: 20)")
     args = parser.parse_args()
-    try:
-        with (
-            tempfile.TemporaryDirectory(prefix="ojs-observed-") as scratch,
-            servers.running(
-                servers.OJS, Path(scratch), "interval", OJS_ACCESS_LOG="true", OJS_LOG_FORMAT="json"
-            ) as observed,
-            servers.running(BARE, Path(scratch), "interval") as bare,
-        ):
-            asyncio.run(measure(observed, bare, args))
-    except servers.BenchError as error:
-        print(f"loadtest.observed: {error}", file=sys.stderr)
-        return 1
-    return 0
+    with (
+        servers.scratch("observed") as scratch,
+        servers.running(servers.OJS, scratch, "interval", OJS_ACCESS_LOG="true", OJS_LOG_FORMAT="json") as observed,
+        servers.running(BARE, scratch, "interval") as bare,
+    ):
+        asyncio.run(measure(observed, bare, args))
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

@@ -57,6 +57,16 @@ def _free_port() -> int:
 
 
 @contextmanager
+def scratch(name: str) -> Iterator[Path]:
+    """A directory for the command `loadtest.<name>`; a BenchError ends it with the message and exit code 1."""
+    try:
+        with tempfile.TemporaryDirectory(prefix=f"ojs-{name}-") as directory:
+            yield Path(directory)
+    except BenchError as error:
+        sys.exit(f"loadtest.{name}: {error}")
+
+
+@contextmanager
 def running(
     module: tuple[str, ...], directory: Path, durability: str, *, workers: int = 1, **settings: str
 ) -> Iterator[Running]:

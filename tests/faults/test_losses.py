@@ -23,7 +23,7 @@ from ojs_fast import _core
 from ojs_fast.storage import names
 from tests.support.api import Api, job_request, unique_queue
 from tests.support.load import Ledger, connections
-from tests.support.processes import poll
+from tests.support.processes import freeze, poll
 from tests.support.server import Server
 
 pytestmark = pytest.mark.faults
@@ -67,7 +67,7 @@ def test_a_worker_that_hangs_up_while_its_fetch_is_under_way_loses_no_job(fresh_
     with Api(server.url) as api:
         enqueued = {job["id"] for job in api.enqueue_batch([job_request(queue) for _ in range(DISCONNECTS)])}
         nats_pid = server.nats_pid
-        os.kill(nats_pid, signal.SIGSTOP)
+        freeze(nats_pid)
         try:
             gone = [hang_up_in_mid_fetch(server.url, queue) for _ in range(DISCONNECTS)]
             # The manifest needs no NATS: when it is answered, the fetches sent before were read.

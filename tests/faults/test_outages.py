@@ -17,7 +17,7 @@ from ojs_fast import _core
 from tests.support.api import Api, Body, unique_queue
 from tests.support.load import Ledger, connections
 from tests.support.nats import Nats
-from tests.support.processes import poll
+from tests.support.processes import freeze, poll
 from tests.support.proxy import Proxy
 from tests.support.server import Server
 
@@ -206,7 +206,7 @@ def test_a_frozen_nats_gives_refusals_and_then_everything_resumes(fresh_server: 
         nats_pid = server.nats_pid
         requests = every_kind_of_request(api, queue, held, waiting)
         with ThreadPoolExecutor(len(requests)) as pool:
-            os.kill(nats_pid, signal.SIGSTOP)
+            freeze(nats_pid)
             try:
                 answers = [one.result() for one in [pool.submit(ask) for ask in requests]]
             finally:

@@ -33,7 +33,7 @@ from tests.faults.test_crash_windows import Aftermath, Scene, now_ms
 from tests.support.api import Api, unique_queue
 from tests.support.load import Broken, Http, connections
 from tests.support.nats import Nats
-from tests.support.processes import poll
+from tests.support.processes import freeze, poll
 from tests.support.server import Server
 
 SECONDS = float(os.environ.get("OJS_PRIORITY_S", "2"))
@@ -253,7 +253,7 @@ async def test_a_new_priority_does_not_wait_for_a_dead_server_for_ever(trio: lis
         assert len(await other.fetch(queue)) == 1
         low = await first.enqueue(queue)
         [worker] = trio[1].worker_pids
-        os.kill(worker, 19)
+        freeze(worker)
         try:
             began = time.monotonic()
             high = await first.enqueue(queue, options={"queue": queue, "priority": 9})

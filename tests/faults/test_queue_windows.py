@@ -22,7 +22,7 @@ from tests.faults.test_every_write import each_death
 from tests.support.api import Api, unique_queue
 from tests.support.doomed import Doomed
 from tests.support.nats import Nats
-from tests.support.processes import poll
+from tests.support.processes import freeze, poll
 from tests.support.server import Server
 
 pytestmark = pytest.mark.faults
@@ -206,7 +206,7 @@ def test_a_node_that_was_taken_for_dead_counts_on() -> None:
         for api in (first, second):
             work(api)
         for pid in two.worker_pids:
-            os.kill(pid, signal.SIGSTOP)
+            freeze(pid)
         poll(lambda: "reconciled" in one.log(), deadline_s=15, pause_s=0.05, what="the other is taken for dead")
         for pid in two.worker_pids:
             os.kill(pid, signal.SIGCONT)

@@ -24,7 +24,7 @@ from nats.aio.client import Client
 from ojs_fast.storage import server
 from ojs_fast.storage.probe import NatsStartError, check_external, read_info
 from ojs_fast.storage.server import DataDirLocked, EmbeddedNats
-from tests.support.processes import may_run_as_batch, policies
+from tests.support.processes import freeze, may_run_as_batch, policies
 
 PARENT = """
 import sys, threading
@@ -229,7 +229,7 @@ def test_a_hanging_server_is_killed(tmp_path: Path) -> None:
     embedded.start()
     pid = embedded.pid
     assert pid is not None
-    os.kill(pid, signal.SIGSTOP)
+    freeze(pid)
     embedded.stop(timeout_s=0.2)
     assert not is_alive(pid)
 

@@ -19,6 +19,7 @@ from ojs_fast.storage.records import WRONG_LAST_SEQUENCE, Records
 from ojs_fast.storage.recounts import Recounts
 from ojs_fast.storage.server import EmbeddedNats
 from ojs_fast.storage.work import MOST_PROMISES, WorkQueue
+from tests.support.processes import freeze
 
 ONLY_NEW = headers(Nats_Expected_Last_Subject_Sequence=0)
 PREFIX = "$KV.ojs-jobs."
@@ -110,7 +111,7 @@ async def test_no_more_is_promised_than_nats_keeps_up_with(tmp_path: Path) -> No
         work.open()
         told: list[bool] = []
         assert nats.pid is not None
-        os.kill(nats.pid, signal.SIGSTOP)
+        freeze(nats.pid)
         for number in range(MOST_PROMISES + 10):
             told.append(work.promise("q", work.publish("q", 0, b"%d" % number)))
             await asyncio.sleep(0)  # a flush of its own

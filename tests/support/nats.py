@@ -11,7 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from ojs_fast.storage.server import EmbeddedNats
-from tests.support.processes import descendants, poll
+from tests.support.processes import descendants, freeze, poll
 
 
 class Nats:
@@ -56,15 +56,8 @@ class Nats:
 
     def pause(self) -> None:
         """Freeze it: connections stay open, nothing is answered."""
-        os.kill(self.pid, signal.SIGSTOP)
-        # A thread that waits for a core is stopped when it gets one, after the system call that it is in.
-        tasks = list(Path(f"/proc/{self.pid}/task").iterdir())
-        poll(lambda: all(_is_stopped(one) for one in tasks), what="all threads stand still")
+        freeze(self.pid)
 
     def resume(self) -> None:
         """Let it go on."""
         os.kill(self.pid, signal.SIGCONT)
-
-
-def _is_stopped(task: Path) -> bool:
-    return (task / "stat").read_text(encoding="ascii").rpartition(")")[2].split()[0] == "T"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import signal
 import socket
 import subprocess
 import sys
@@ -46,6 +47,13 @@ class Process(NamedTuple):
         return b""
 
 
+def freeze(pid: int) -> None:
+    """SIGSTOP a process and wait until it stands still: a thread that waits for a core ends its system call first."""
+    os.kill(pid, signal.SIGSTOP)
+    threads = list(Path(f"/proc/{pid}/task").iterdir())
+    poll(lambda: all(_fields(one)[0] == "T" for one in threads), what="all threads stand still")
+
+
 def policies(pid: int) -> dict[int, int]:
     """The scheduling policy of each thread of a process, by thread id."""
     return {int(task.name): os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
@@ -85,10 +93,15 @@ def descendants(pid: int) -> list[Process]:
 def _running(pid: int) -> list[tuple[Process, int]]:
     """`[(process, parent's pid)]`, empty when there is none or it is a zombie."""
     with suppress(OSError):
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()
+        fields = _fields(Path(f"/proc/{pid}"))
         if fields[0] not in "ZX":
             return [(Process(pid, int(fields[19])), int(fields[1]))]
     return []
+
+
+def _fields(entry: Path) -> list[str]:
+    """What /proc tells of a process or a thread behind its name; its state comes first."""
+    return (entry / "stat").read_text(encoding="utf-8").rpartition(")")[2].split()
 
 
 def unread_bytes(port: int) -> int:
