@@ -50,6 +50,27 @@ cdef inline bytes _record_cut(bytes stored, Py_ssize_t at, Py_ssize_t size):
     return PyBytes_FromStringAndSize(PyBytes_AS_STRING(stored) + at, size)
 
 
+cdef int _record_put_time(const char* name, Py_ssize_t size, int64_t epoch_ms) except -1:
+    _text_put(name, size)
+    _text_time(epoch_ms)
+    return _text_put(b'"', 1)
+
+
+cdef int _record_put_json(object value) except -1:
+    if value is None:
+        return _text_put(b"null", 4)
+    return _text_bytes(orjson.dumps(value))
+
+
+cdef void _record_put_offset(char* at, Py_ssize_t offset) noexcept:
+    cdef int i
+    cdef int digit
+    for i in range(5, -1, -1):
+        digit = offset & 15
+        at[i] = 48 + digit if digit < 10 else 87 + digit
+        offset >>= 4
+
+
 @cython.final
 cdef class Record:
     """One job as stored in `ojs-jobs` (ojs-core section 5; CONTRACT sections 2 and 3).
@@ -149,53 +170,116 @@ cdef class Record:
     cpdef bint shows_error(self):
         return len(self.errors) > 0 and self.state != "completed"
 
-    cdef str _head(self):
-        cdef str head = (
-            f'"specversion":"1.0","id":"{self.id}","type":"{self.type}","queue":"{self.queue}",'
-            f'"state":"{self.state}","priority":{self.priority},"attempt":{self.attempt},'
-            f'"max_attempts":{self.max_attempts},"created_at":"{format_rfc3339_ms(self.created_ms)}"'
-        )
+    cdef int _put_head(self) except -1:
+        _text_put(b'"specversion":"1.0","id":"', 26)
+        _text_str(self.id)
+        _text_put(b'","type":"', 10)
+        _text_str(self.type)
+        _text_put(b'","queue":"', 11)
+        _text_str(self.queue)
+        _text_put(b'","state":"', 11)
+        _text_str(self.state)
+        _text_put(b'","priority":', 13)
+        _text_int(self.priority)
+        _text_put(b',"attempt":', 11)
+        _text_int(self.attempt)
+        _text_put(b',"max_attempts":', 16)
+        _text_int(self.max_attempts)
+        _record_put_time(b',"created_at":"', 15, self.created_ms)
         if self.enqueued_ms:
-            head += f',"enqueued_at":"{format_rfc3339_ms(self.enqueued_ms)}"'
+            _record_put_time(b',"enqueued_at":"', 16, self.enqueued_ms)
         if self.activated_ms:
-            head += f',"activated_at":"{format_rfc3339_ms(self.activated_ms)}"'
+            _record_put_time(b',"activated_at":"', 17, self.activated_ms)
         if self.started_ms:
-            head += f',"started_at":"{format_rfc3339_ms(self.started_ms)}"'
+            _record_put_time(b',"started_at":"', 15, self.started_ms)
         if self.ended_ms:
             if self.state == "completed":
-                head += f',"completed_at":"{format_rfc3339_ms(self.ended_ms)}"'
+                _record_put_time(b',"completed_at":"', 17, self.ended_ms)
             elif self.state == "cancelled":
-                head += f',"cancelled_at":"{format_rfc3339_ms(self.ended_ms)}"'
+                _record_put_time(b',"cancelled_at":"', 17, self.ended_ms)
             else:
-                head += f',"discarded_at":"{format_rfc3339_ms(self.ended_ms)}"'
+                _record_put_time(b',"discarded_at":"', 17, self.ended_ms)
                 # A job that failed for good also completed; one that expired or was dropped never ran (L2-TTL-001).
                 if not self.flags & 6:
-                    head += f',"completed_at":"{format_rfc3339_ms(self.ended_ms)}"'
+                    _record_put_time(b',"completed_at":"', 17, self.ended_ms)
         if self.retry_delay_ms:
-            head += f',"retry_delay_ms":{self.retry_delay_ms}'
+            _text_put(b',"retry_delay_ms":', 18)
+            _text_int(self.retry_delay_ms)
         if self.next_attempt_ms:
-            head += f',"next_attempt_at":"{format_rfc3339_ms(self.next_attempt_ms)}"'
+            _record_put_time(b',"next_attempt_at":"', 20, self.next_attempt_ms)
         if self.worker_id:
-            head += f',"worker_id":{quote_json(self.worker_id)}'
-        return head
+            _text_put(b',"worker_id":', 13)
+            _text_json(self.worker_id)
+        return 0
+
+    cdef int _put_private(self, Py_ssize_t head_size) except -1:
+        # What `_read` takes apart, from its first comma on.
+        cdef str text
+        cdef int64_t number
+        cdef Py_ssize_t i
+        for text in (self.id, self.type, self.queue, self.state):
+            _text_put(b",", 1)
+            _text_json(text)
+        for number in (
+            self.priority, self.attempt, self.max_attempts, self.flags, self.created_ms, self.enqueued_ms,
+            self.scheduled_ms, self.started_ms, self.ended_ms, self.next_attempt_ms, self.retry_delay_ms,
+            self.expires_ms, self.visibility_ms, self.reservation_ms, self.timeout_ms, self.activated_ms,
+        ):
+            _text_put(b",", 1)
+            _text_int(number)
+        for text in (self.worker_id, self.node_id, self.ack_subject, self.test_directive):
+            _text_put(b",", 1)
+            _text_json(text)
+        _text_put(b",", 1)
+        _record_put_json(self.retry)
+        _text_put(b",", 1)
+        _record_put_json(self.extra)
+        for number in (head_size, PyBytes_GET_SIZE(self.body)):
+            _text_put(b",", 1)
+            _text_int(number)
+        _text_put(b",[", 2)
+        for i in range(len(self.errors)):
+            if i:
+                _text_put(b",", 1)
+            _text_int(len(<bytes>self.errors[i]))
+        _text_put(b"],", 2)
+        _text_int(PyBytes_GET_SIZE(self.result))
+        return _text_put(b"]", 1)
 
     cpdef bytes serialize(self):
         """The bytes to store."""
-        cdef bytes head = self._head().encode()
-        cdef list error_sizes = [len(e) for e in self.errors]
-        cdef bytes private = orjson.dumps([
-            self.id, self.type, self.queue, self.state, self.priority, self.attempt, self.max_attempts,
-            self.flags, self.created_ms, self.enqueued_ms, self.scheduled_ms, self.started_ms,
-            self.ended_ms, self.next_attempt_ms, self.retry_delay_ms, self.expires_ms, self.visibility_ms,
-            self.reservation_ms, self.timeout_ms, self.activated_ms, self.worker_id, self.node_id, self.ack_subject,
-            self.test_directive, self.retry, self.extra, len(head), len(self.body), error_sizes, len(self.result),
-        ])
-        # prefix, 6 hex digits, quote and comma, private without its opening bracket, comma
-        cdef Py_ssize_t offset = _RECORD_PREFIX_LENGTH + 6 + 2 + len(private) - 1 + 1
+        _text_begin()
+        self._put_head()
+        cdef Py_ssize_t head_size = _text_size
+        self._put_private(head_size)
+        cdef Py_ssize_t private_size = _text_size - head_size
+        # `{"_ojs":["` and 6 hex digits and a quote, private, a comma
+        cdef Py_ssize_t offset = _RECORD_PREFIX_LENGTH + 7 + private_size + 1
         if offset > _RECORD_LARGEST_OFFSET:
             raise ValueError(f"the private part of job {self.id} is too long for its 6 hex digits")
-        cdef list parts = [b'{"_ojs":["%06x",' % offset, private[1:], b",", head, self.body]
-        if error_sizes:
+        cdef bytes tail = self._tail()
+        cdef Py_ssize_t body_size = PyBytes_GET_SIZE(self.body)
+        cdef bytes stored = PyBytes_FromStringAndSize(
+            NULL, offset + head_size + body_size + PyBytes_GET_SIZE(tail) + 1
+        )
+        cdef char* at = PyBytes_AS_STRING(stored)
+        at = _wire_put(at, b'{"_ojs":["', _RECORD_PREFIX_LENGTH)
+        _record_put_offset(at, offset)
+        at = _wire_put(at + 6, b'"', 1)
+        at = _wire_put(at, _text_start + head_size, private_size)
+        at = _wire_put(at, b",", 1)
+        at = _wire_put(at, _text_start, head_size)
+        at = _wire_put(at, PyBytes_AS_STRING(self.body), body_size)
+        at = _wire_put(at, PyBytes_AS_STRING(tail), PyBytes_GET_SIZE(tail))
+        _wire_put(at, b"}", 1)
+        return stored
+
+    cdef bytes _tail(self):
+        cdef list parts
+        if not self.errors and not self.result:
+            return b""
+        parts = []
+        if self.errors:
             parts.append(b',"errors":[')
             parts.append(b",".join(self.errors))
             parts.append(b"]")
@@ -205,7 +289,6 @@ cdef class Record:
         if self.result:
             parts.append(b',"result":')
             parts.append(self.result)
-        parts.append(b"}")
         return b"".join(parts)
 
     def brief(self):
@@ -412,10 +495,29 @@ def job_event(Record record not None, str event_type not None, str event_id not 
 
     `extra` is more JSON members of `data`, with a leading comma.
     """
-    cdef str time = format_rfc3339_ms(now_ms)
-    return (
-        f'{{"specversion":"1.0","id":"evt_{event_id}","type":"{event_type}",'
-        f'"source":"{source}","time":"{time}","subject":"{record.id}","data":{{"job_id":"{record.id}",'
-        f'"job_type":"{record.type}","type":"{record.type}","queue":"{record.queue}","state":"{record.state}",'
-        f'"attempt":{record.attempt},"timestamp":"{time}"{extra}}}}}'
-    ).encode()
+    _text_begin()
+    _text_put(b'{"specversion":"1.0","id":"evt_', 31)
+    _text_str(event_id)
+    _text_put(b'","type":"', 10)
+    _text_str(event_type)
+    _text_put(b'","source":"', 12)
+    _text_str(source)
+    _record_put_time(b'","time":"', 10, now_ms)
+    _text_put(b',"subject":"', 12)
+    _text_str(record.id)
+    _text_put(b'","data":{"job_id":"', 20)
+    _text_str(record.id)
+    _text_put(b'","job_type":"', 14)
+    _text_str(record.type)
+    _text_put(b'","type":"', 10)
+    _text_str(record.type)
+    _text_put(b'","queue":"', 11)
+    _text_str(record.queue)
+    _text_put(b'","state":"', 11)
+    _text_str(record.state)
+    _text_put(b'","attempt":', 12)
+    _text_int(record.attempt)
+    _record_put_time(b',"timestamp":"', 14, now_ms)
+    _text_str(extra)
+    _text_put(b"}}", 2)
+    return _text_end()
