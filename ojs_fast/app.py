@@ -57,6 +57,7 @@ from ojs_fast.api.workflows import WorkflowHandlers
 from ojs_fast.config import Settings
 from ojs_fast.core.health import Health
 from ojs_fast.core.metrics import RequestTimes
+from ojs_fast.cores import HandOver, run_as_batch
 from ojs_fast.errors import MethodNotAllowed, NotFound
 from ojs_fast.node import Node
 from ojs_fast.storage.errors import TopologyError, Unavailable
@@ -86,6 +87,7 @@ class OjsApplication(Application):
         self._sockets = sockets
         self._servers = servers
         self._access_log = access_log
+        self._hand_over = HandOver()
         self._ending: asyncio.Task[None] | None = None
         self._lane = {
             (r.method, r.path): (r.handler, _scope(r), node.metrics.requests(r.operation))
@@ -107,7 +109,8 @@ class OjsApplication(Application):
             gc.collect()
             gc.freeze()
             gc.set_threshold(20_000, 20, 50)
-            _run_as_batch()
+            run_as_batch()
+            self._hand_over.open(asyncio.get_running_loop())
         except (Unavailable, TopologyError) as error:
             # Granian would only say that the worker died; the operator needs the reason.
             print(f"ojs-fast: cannot start: {error}", file=sys.stderr, flush=True)  # noqa: T201 - see above
@@ -161,15 +164,20 @@ class OjsApplication(Application):
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Any) -> None:
         """Serve one ASGI connection."""
         if scope["type"] == "http":
-            found = self._lane.get((scope["method"], scope["path"]))
-            if found is not None:
-                await self._direct(*found, scope, receive, send)
-                return
-            scope["ojs.receive"] = receive
+            self._hand_over.enter()
+            try:
+                found = self._lane.get((scope["method"], scope["path"]))
+                if found is not None:
+                    await self._direct(*found, scope, receive, send)
+                else:
+                    scope["ojs.receive"] = receive
+                    await super().__call__(scope, receive, send)  # type: ignore[no-untyped-call]  # BlackSheep's has no types
+            finally:
+                self._hand_over.leave()
         elif scope["type"] == "websocket":
             await self._sockets.serve(scope, receive, send)
-            return
-        await super().__call__(scope, receive, send)  # type: ignore[no-untyped-call]  # BlackSheep's has no types
+        else:
+            await super().__call__(scope, receive, send)  # type: ignore[no-untyped-call]  # as above
 
     async def _direct(
         self,
@@ -237,19 +245,6 @@ class OjsApplication(Application):
             hint="GET /ojs/manifest lists what this server offers.",
         )
         return error_reply(missing, request)
-
-
-def _run_as_batch() -> None:
-    """Let each thread finish its turn: whatever it hands over wakes another one, which would take its core at once.
-
-    Threads that start later, Granian's among them, do the same.
-    """
-    if sys.platform != "linux" or os.sched_getscheduler(0) != os.SCHED_OTHER:
-        return  # an operator's policy stays
-    try:
-        os.sched_setscheduler(0, os.SCHED_BATCH, os.sched_param(0))
-    except OSError as error:
-        log.info("the scheduling policy SCHED_BATCH is not permitted, which costs some speed: %s", error)
 
 
 def _scope(route: Route) -> Scope | None:
