@@ -29,7 +29,7 @@ directory and a free loopback port, and prints the medians of all rounds with ra
 groups of rows:
   echo      a plain BlackSheep route on the same Granian set-up that answers the body it got; 1, 8, 64 connections
   enqueue   single enqueue of that body; 1, 8, 64 connections; ratio to the echo with as many connections
-  fetch     16 workers: fetch 1 (or 10) jobs, acknowledge each with a call of its own, one after the other over
+  fetch     16 (or 32) workers: fetch 1 (or 10) jobs, acknowledge each with a call of its own, one after the other over
             the worker's one connection; "at once": over 10 more connections of each worker; the jobs are
             enqueued before, in batches; ratio: jobs per request of the echo with as many connections and the
             same load generator ("at once": of the echo at 64 connections; 10 priorities: of a single one)

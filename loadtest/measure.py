@@ -81,7 +81,8 @@ class Bench:
             self._warm_up(server, "/echo", body)
             for connections in plan.CONNECTIONS:
                 self._single(server, f"echo-{connections}", "/echo", body, connections)
-            self._single(server, plan.ECHO_OF_WORKERS, "/echo", body, plan.WORKERS, generator="bundled")
+            for row, workers in ((plan.ECHO_OF_WORKERS, plan.WORKERS), (plan.ECHO_OF_MANY, plan.MANY_WORKERS)):
+                self._single(server, row, "/echo", body, workers, generator="bundled")
 
     def _enqueue(self) -> None:
         with self._running(servers.OJS) as server:
@@ -205,7 +206,7 @@ class Bench:
         spec = LoadSpec(
             "work",
             server.port,
-            plan.WORKERS,
+            fetch.workers,
             self._seconds,
             queue=self._queue(fetch),
             fetch=fetch.count,

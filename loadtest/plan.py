@@ -5,7 +5,7 @@ from dataclasses import dataclass
 CONNECTIONS = (1, 8, 64)
 IN_FLIGHT = (64, 256)
 BATCHES = ((100, 4), (1000, 2))  # (jobs in a request, connections)
-WORKERS = 16
+WORKERS, MANY_WORKERS = 16, 32
 
 
 @dataclass(frozen=True)
@@ -21,14 +21,16 @@ class Fetch:
     title: str
     baseline: str
     levels: int = 1
+    workers: int = WORKERS
 
 
 #: The echo over as many connections as the workers have, by the load generator that plays the workers.
-ECHO_OF_WORKERS = "echo-workers"
+ECHO_OF_WORKERS, ECHO_OF_MANY = "echo-workers", "echo-many-workers"
 
 FETCHES = (
     Fetch("fetch-1", 1, 0, f"fetch 1 + ack, {WORKERS} workers", ECHO_OF_WORKERS),
     Fetch("fetch-1-levels", 1, 0, "the same with 10 priorities in use", "fetch-1", levels=10),
+    Fetch("fetch-1-many", 1, 0, f"fetch 1 + ack, {MANY_WORKERS} workers", ECHO_OF_MANY, workers=MANY_WORKERS),
     Fetch("fetch-10", 10, 0, f"fetch 10 + acks, {WORKERS} workers", ECHO_OF_WORKERS),
     Fetch("fetch-10-at-once", 10, 10, f"fetch 10 + acks at once, {WORKERS} workers", "echo-64"),
 )
@@ -109,7 +111,10 @@ def _plural(count: int, noun: str) -> str:
 
 def _rows() -> list[Row]:
     rows = [Row(f"echo-{c}", "echo", f"echo, {_plural(c, 'connection')}", "req/s") for c in CONNECTIONS]
-    rows.append(Row(ECHO_OF_WORKERS, "echo", f"echo, {WORKERS} connections, bundled load", "req/s"))
+    rows += [
+        Row(key, "echo", f"echo, {workers} connections, bundled load", "req/s")
+        for key, workers in ((ECHO_OF_WORKERS, WORKERS), (ECHO_OF_MANY, MANY_WORKERS))
+    ]
     rows += [
         Row(f"enqueue-{c}", "enqueue", f"enqueue, {_plural(c, 'connection')}", "req/s", f"echo-{c}")
         for c in CONNECTIONS
@@ -161,9 +166,10 @@ GROUPS = ("enqueue", "echo", "fetch", "ceiling", "batch", "scheduled", "workflow
 BASELINE_GROUPS = {"enqueue": "echo", "fetch": "echo", "batch": "ceiling"}
 
 TARGETS = (
-    Target("enqueue-64", "ratio", 0.45, "single enqueue at 64 connections, of the echo"),
-    Target("batch-100", "ratio", 0.6, "batches of 100, of the raw JetStream ceiling"),
-    Target("fetch-10", "ratio", 0.35, "fetch 10 + acks, jobs per echo request"),
+    Target("enqueue-64", "ratio", 0.6, "single enqueue at 64 connections, of the echo"),
+    Target("batch-100", "ratio", 0.8, "batches of 100, of the raw JetStream ceiling"),
+    Target("fetch-1-many", "ratio", 0.25, "fetch 1 + ack with 32 workers, jobs per echo request"),
+    Target("fetch-10", "ratio", 0.5, "fetch 10 + acks, jobs per echo request"),
     Target("fetch-1-levels", "ratio", 0.8, "fetch 1 + ack with 10 priorities in use, of one"),
     Target(UNIQUE, "ratio", 0.6, "unique enqueue, of a plain one"),
     Target("enqueue-8", "p99_ms", 10.0, "p99 of enqueue at 8 connections, ms", at_least=False),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -48,6 +49,17 @@ def test_what_observing_costs_is_measured() -> None:
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
     assert "ratio, median of the rounds" in done.stdout
+
+
+def test_with_and_without_a_backlog() -> None:
+    """`loadtest.backlog` compares every kind of load."""
+    command = [sys.executable, "-m", "loadtest.backlog", "--jobs", "20000", "--seconds", "0.3", "--rounds", "1"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    for load in ("batches of 100", "enqueue", "fetch 10 + acks", "fetch 1 + ack"):
+        [line] = [line for line in done.stdout.splitlines() if line.startswith(load + ",")]
+        assert re.search(r" [0-9,]+ +[0-9,]+ +[0-9.]+ \(", line)
+    assert "MB by 20,000 waiting jobs" in done.stdout
 
 
 def test_producers_and_workers_at_once() -> None:
