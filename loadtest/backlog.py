@@ -8,16 +8,14 @@ import argparse
 import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from pathlib import Path
 from statistics import median
 
 from loadtest import cpu, plan, servers
-from loadtest.clients import bundled
+from loadtest.clients import FILL_BATCH, bundled, fill
 from loadtest.generator import Load, LoadSpec
 from loadtest.servers import Running
 
 JOBS, BATCH = "/ojs/v1/jobs", "/ojs/v1/jobs/batch"
-PRELOAD_BATCH, PRELOAD_S = 1000, 600.0
 WAITING, COMING = "waiting", "coming"
 
 
@@ -32,7 +30,8 @@ class Turn:
 def _checked(load: Load) -> Load:
     if load.failures or load.duplicates or not load.requests:
         raise servers.BenchError(
-            f"{load.failures} calls failed, {load.duplicates} jobs came twice: {load.first_failure}"
+            f"{load.requests} calls succeeded, {load.failures} failed, {load.duplicates} jobs came twice; "
+            f"the first failure: {load.first_failure or 'none'}"
         )
     return load
 
@@ -58,27 +57,14 @@ TURNS = (
 )
 
 
-def _resident_mb(running: Running) -> float:
-    return sum(map(cpu.rss_bytes, running.server_pids)) / 1e6
-
-
-def _preload(running: Running, jobs: int) -> None:
-    spec = LoadSpec(
-        "repeat", running.port, 4, PRELOAD_S, path=BATCH, body=plan.batch(WAITING, PRELOAD_BATCH).decode(),
-        max_requests=jobs // PRELOAD_BATCH,
-    )  # fmt: skip
-    found = _checked(bundled(spec)).requests * PRELOAD_BATCH
-    if found < jobs:
-        raise servers.BenchError(f"only {found} of {jobs} jobs were enqueued within {PRELOAD_S:.0f} s")
-
-
 def measure(empty: Running, full: Running, args: argparse.Namespace) -> None:
     """Take turns and print medians. Raises BenchError."""
     for running in (empty, full):
         _enqueue(running, JOBS, plan.job(COMING), 64, args.seconds)
-    before_mb = _resident_mb(full)
-    _preload(full, args.jobs)
-    grown_mb = _resident_mb(full) - before_mb
+    batches = -(-args.jobs // FILL_BATCH)
+    before_mb = cpu.resident_mb(full.server_pids)
+    fill(full.port, WAITING, batches)
+    grown_mb = cpu.resident_mb(full.server_pids) - before_mb
     found: dict[str, list[tuple[float, float]]] = {turn.title: [] for turn in TURNS}
     for number in range(args.rounds):
         for turn in TURNS:
@@ -89,8 +75,8 @@ def measure(empty: Running, full: Running, args: argparse.Namespace) -> None:
             found[turn.title].append((pair[COMING], pair[WAITING]))
         print(f"\rround {number + 1} of {args.rounds}", end="", file=sys.stderr, flush=True)
     print(file=sys.stderr)
-    _print(found.items(), args.jobs)
-    print(f"resident memory of the server: {grown_mb:+.0f} MB by {args.jobs:,} waiting jobs")
+    _print(found.items(), batches * FILL_BATCH)
+    print(f"resident memory of the server: {grown_mb:+.0f} MB by {batches * FILL_BATCH:,} waiting jobs")
 
 
 def _print(found: Iterable[tuple[str, list[tuple[float, float]]]], jobs: int) -> None:
@@ -104,14 +90,16 @@ def _print(found: Iterable[tuple[str, list[tuple[float, float]]]], jobs: int) ->
 def main() -> None:
     """Run from the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--jobs", type=int, default=1_000_000, help="how many wait (default: 1,000,000)")
+    parser.add_argument(
+        "--jobs", type=int, default=1_000_000, help="how many wait, rounded up to thousands (default: 1,000,000)"
+    )
     parser.add_argument("--seconds", type=float, default=3, help="of each turn (default: 3)")
     parser.add_argument("--rounds", type=int, default=5, help="pairs of turns of each load (default: 5)")
     args = parser.parse_args()
     with (
         servers.scratch("backlog") as scratch,
-        servers.running(servers.OJS, Path(scratch), "interval") as empty,
-        servers.running(servers.OJS, Path(scratch), "interval") as full,
+        servers.running(servers.OJS, scratch, "interval") as empty,
+        servers.running(servers.OJS, scratch, "interval") as full,
     ):
         measure(empty, full, args)
 

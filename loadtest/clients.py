@@ -13,10 +13,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from loadtest import plan
 from loadtest.generator import GRACE_S, Load, LoadSpec, Timing
 from loadtest.servers import BenchError, child_env
 
 START_S = 30.0
+FILL_BATCH, FILL_S = 1000, 600.0
 
 # The body comes from a file, so that nothing in it needs quoting; `done` prints the figures as JSON.
 _SCRIPT = """\
@@ -90,6 +92,20 @@ def bundled(spec: LoadSpec) -> Load:
         if found[name] is not None:
             found[name] = Timing(**found[name])
     return Load(**found)
+
+
+def fill(port: int, queue: str, batches: int) -> None:
+    """Enqueue so many batches of FILL_BATCH jobs. Raises BenchError."""
+    load = bundled(
+        LoadSpec(
+            "repeat", port, 2, FILL_S, path="/ojs/v1/jobs/batch", body=plan.batch(queue, FILL_BATCH).decode(),
+            max_requests=batches,
+        )
+    )  # fmt: skip
+    if load.requests < batches:
+        raise BenchError(
+            f"{load.requests} of {batches} batches went in within {FILL_S:.0f} s: {load.first_failure or 'no failure'}"
+        )
 
 
 def wrk(spec: LoadSpec) -> Load:

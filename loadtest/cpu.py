@@ -41,6 +41,11 @@ def rss_bytes(pid: int) -> int:
     return int((_PROC / str(pid) / "statm").read_text(encoding="ascii").split()[1]) * _PAGE_BYTES
 
 
+def resident_mb(pids: Sequence[int]) -> float:
+    """Resident memory of processes together. Raises OSError when one is gone."""
+    return sum(map(rss_bytes, pids)) / 1e6
+
+
 def family(pid: int) -> dict[int, str]:
     """A process and all its descendants: `{process id: name}`."""
     names: dict[int, str] = {}

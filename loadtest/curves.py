@@ -90,7 +90,7 @@ class Curves:
             waiting = 0
             for wanted in BACKLOGS:
                 waiting += self._fill(server, wanted - waiting)
-                memory_mb = sum(map(cpu.rss_bytes, server.server_pids)) / 1e6
+                memory_mb = cpu.resident_mb(server.server_pids)
                 self._keep(curve, "enqueue, 64 connections", wanted, self._rate(server, JOBS, plan.job("bench"), MOST))
                 spec = LoadSpec("work", server.port, plan.WORKERS, self._seconds, queue="bench")
                 load = clients.bundled(spec)
@@ -99,16 +99,10 @@ class Curves:
         return curve
 
     def _fill(self, server: Running, jobs: int) -> int:
-        batches = max(0, jobs) // BATCH
+        batches = max(0, jobs) // clients.FILL_BATCH
         if batches:
-            spec = LoadSpec(
-                "repeat", server.port, 2, 600.0, path=f"{JOBS}/batch", body=plan.batch("bench", BATCH).decode(),
-                max_requests=batches,
-            )  # fmt: skip
-            load = clients.bundled(spec)
-            if load.requests < batches:
-                raise BenchError(f"{load.requests} of {batches} batches went in: {load.first_failure}")
-        return batches * BATCH
+            clients.fill(server.port, "bench", batches)
+        return batches * clients.FILL_BATCH
 
     def processes(self) -> Curve:
         """Single enqueue and batches by one and by two processes (OJS_WORKERS)."""

@@ -18,7 +18,6 @@ from loadtest.generator import Load, LoadSpec
 ECHO_S = 5.0
 WARM_UP_S = 5.0
 SAMPLE_S = 5.0
-MB = 1e6
 
 
 def _echo(scratch: Path, args: argparse.Namespace) -> float:
@@ -31,8 +30,7 @@ def _echo(scratch: Path, args: argparse.Namespace) -> float:
 
 
 def _resident_mb(running: servers.Running) -> tuple[float, float]:
-    server, nats = (sum(map(cpu.rss_bytes, pids)) / MB for pids in (running.server_pids, running.nats_pids))
-    return server, nats
+    return cpu.resident_mb(running.server_pids), cpu.resident_mb(running.nats_pids)
 
 
 def _flow(running: servers.Running, queue: str, connections: int, seconds: float) -> Load:

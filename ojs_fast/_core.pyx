@@ -12,7 +12,7 @@ include "_core_time.pxi"      # RFC 3339, ISO 8601 durations, UUIDv7
 include "_core_nats.pxi"      # PubAck and ack-subject parsing
 include "_core_heap.pxi"      # timer heap
 include "_core_json.pxi"      # validation and member spans without decoding
-include "_core_text.pxi"     # bytes under construction: numbers, times, JSON strings
+include "_core_text.pxi"      # bytes under construction: numbers, times, JSON strings
 include "_core_record.pxi"    # a job's record: layout, splicing, transitions
 include "_core_envelope.pxi"  # enqueue requests: field rules, record
 include "_core_limits.pxi"    # limits on the start of jobs: options.rate_limit, overrides

@@ -73,17 +73,10 @@ cdef int _text_json(str text) except -1:
 
 cdef int _text_int(int64_t value) except -1:
     cdef char[20] digits
-    cdef int i = 20
-    cdef uint64_t left = <uint64_t>value if value >= 0 else -<uint64_t>value
-    while True:
-        i -= 1
-        digits[i] = 48 + <char>(left % 10)
-        left //= 10
-        if left == 0:
-            break
     if value < 0:
         _text_put(b"-", 1)
-    return _text_put(&digits[i], 20 - i)
+    cdef uint64_t magnitude = <uint64_t>value if value >= 0 else -<uint64_t>value
+    return _text_put(digits, _wire_put_number(digits, magnitude) - digits)
 
 
 cdef int _text_time(int64_t epoch_ms) except -1:

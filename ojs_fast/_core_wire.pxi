@@ -2,6 +2,7 @@
 
 cimport cython
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
+from libc.stdint cimport uint64_t
 from libc.string cimport memchr, memcmp, memcpy
 
 
@@ -183,8 +184,7 @@ cdef inline char* _wire_put(char* at, const char* text, Py_ssize_t size) noexcep
     return at + size
 
 
-cdef inline char* _wire_put_number(char* at, Py_ssize_t value) noexcept nogil:
-    # `value` is never negative.
+cdef inline char* _wire_put_number(char* at, uint64_t value) noexcept nogil:
     cdef char[20] digits
     cdef int i = 20
     while True:

@@ -7,11 +7,10 @@ import socket
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from pathlib import Path
 
 import pytest
 
-from tests.support.processes import may_run_as_batch, policies, poll
+from tests.support.processes import may_run_as_batch, policies, poll, threads
 from tests.support.server import Server
 
 batch = pytest.mark.skipif(not may_run_as_batch(), reason="the scheduling policy SCHED_BATCH is not permitted here")
@@ -30,17 +29,16 @@ def test_threads_leave_the_core_to_those_who_work(server: Server) -> None:
 @batch
 def test_the_policy_of_an_operator_stays(fresh_server: Callable[..., Server]) -> None:
     """As `chrt --idle 0 ojs-fast serve` sets it, for all that the server consists of."""
-    with ThreadPoolExecutor(1) as threads:  # what it may not undo ends with it
-        threads.submit(os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0)).result()
-        server = threads.submit(fresh_server).result()
+    with ThreadPoolExecutor(1) as pool:  # what it may not undo ends with it
+        pool.submit(os.sched_setscheduler, 0, os.SCHED_IDLE, os.sched_param(0)).result()
+        server = pool.submit(fresh_server).result()
     for pid in (*server.worker_pids, server.nats_pid):
         assert set(policies(pid).values()) == {os.SCHED_IDLE}
 
 
 def _on_one_core(pid: int) -> list[int]:
     """The threads of a process that may use a single core only."""
-    threads = [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
-    return [thread for thread in threads if len(os.sched_getaffinity(thread)) == 1]
+    return [thread for thread in threads(pid) if len(os.sched_getaffinity(thread)) == 1]
 
 
 @pytest.mark.skipif(len(os.sched_getaffinity(0)) == 1, reason="there is a single core here")

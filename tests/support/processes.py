@@ -50,13 +50,18 @@ class Process(NamedTuple):
 def freeze(pid: int) -> None:
     """SIGSTOP a process and wait until it stands still: a thread that waits for a core ends its system call first."""
     os.kill(pid, signal.SIGSTOP)
-    threads = list(Path(f"/proc/{pid}/task").iterdir())
-    poll(lambda: all(_fields(one)[0] == "T" for one in threads), what="all threads stand still")
+    tasks = [Path(f"/proc/{pid}/task/{thread}") for thread in threads(pid)]
+    poll(lambda: all(_fields(task)[0] == "T" for task in tasks), what="all threads stand still")
+
+
+def threads(pid: int) -> list[int]:
+    """The thread ids of a process."""
+    return [int(task.name) for task in Path(f"/proc/{pid}/task").iterdir()]
 
 
 def policies(pid: int) -> dict[int, int]:
     """The scheduling policy of each thread of a process, by thread id."""
-    return {int(task.name): os.sched_getscheduler(int(task.name)) for task in Path(f"/proc/{pid}/task").iterdir()}
+    return {thread: os.sched_getscheduler(thread) for thread in threads(pid)}
 
 
 def may_run_as_batch() -> bool:
