@@ -20,13 +20,17 @@ QUEUES_SHOWN = 500
 QUEUES_AT_ONCE = 100
 BARE_TYPE = b"text/plain"
 
+# Counter in a node's report → its name and what it tells.
 _COUNTERS = {
-    "enqueued": "Jobs enqueued.",
-    "completed": "Jobs that reached the state completed.",
-    "failed": "Jobs that reached the state discarded.",
-    "retried": "Attempts that failed and are tried again.",
-    "cancelled": "Jobs cancelled.",
-    "expired": "Jobs discarded because expires_at had passed.",
+    "enqueued": ("ojs_job_enqueued", "Jobs enqueued."),
+    "completed": ("ojs_job_completed", "Jobs that reached the state completed."),
+    "failed": ("ojs_job_failed", "Jobs that reached the state discarded."),
+    "retried": ("ojs_job_retried", "Attempts that failed and are tried again."),
+    "cancelled": ("ojs_job_cancelled", "Jobs cancelled."),
+    "expired": ("ojs_job_expired", "Jobs discarded because expires_at had passed."),
+    "dead_letter_added": ("ojs_dead_letter_added", "Jobs that became dead letters."),
+    "dead_letter_retried": ("ojs_dead_letter_retried", "Dead letters retried by hand."),
+    "dead_letter_pruned": ("ojs_dead_letter_pruned", "Dead letters deleted because there were too many."),
 }
 _NODE_GAUGES = {
     "claims": "Active jobs whose deadlines a node watches.",
@@ -55,11 +59,15 @@ class MetricsHandlers:
         """GET /metrics."""
         queues = self._queues.all()[:QUEUES_SHOWN]
         snapshots: list[Snapshot] = []
+        dead_letters: list[int] = []
         for start in range(0, len(queues), QUEUES_AT_ONCE):
-            snapshots += await self._stats.of(queues[start : start + QUEUES_AT_ONCE])
+            part = queues[start : start + QUEUES_AT_ONCE]
+            snapshots += await self._stats.of(part)
+            dead_letters += await self._stats.dead_letters(part)
         reports = await self._stats.metrics()
         registry = CollectorRegistry(auto_describe=False)
-        gauges = [*_gauges(snapshots, self._workers.all()), *_of_nodes(reports), *_of_webhooks(reports)]
+        of_queues = _gauges(snapshots, dead_letters, self._workers.all())
+        gauges = [*of_queues, *_of_nodes(reports), *_of_webhooks(reports)]
         registry.register(_Scrape([*gauges, *_counted(reports), *_timed(reports), _requested(reports)]))
         # Prometheus names no type at all or many; a client that asks for exactly this gets exactly this.
         bare = request.headers.get(b"accept") == BARE_TYPE
@@ -76,12 +84,13 @@ class _Scrape(Collector):
         return self._families
 
 
-def _gauges(snapshots: list[Snapshot], workers: list[dict[str, Any]]) -> Iterable[Metric]:
+def _gauges(snapshots: list[Snapshot], dead_letters: list[int], workers: list[dict[str, Any]]) -> Iterable[Metric]:
     depth = GaugeMetricFamily("ojs_queue_depth", "Jobs in a queue by state.", labels=["queue", "state"])
     busy = GaugeMetricFamily("ojs_workers_busy", "Jobs that workers run now.", labels=["queue"])
     oldest = GaugeMetricFamily("ojs_queue_oldest_seconds", "How long the oldest job has waited.", labels=["queue"])
     paused = GaugeMetricFamily("ojs_queue_paused", "1 while a queue is paused.", labels=["queue"])
-    for one in snapshots:
+    dead = GaugeMetricFamily("ojs_dead_letter_total", "Dead letters of a queue.", labels=["queue"])
+    for one, count in zip(snapshots, dead_letters, strict=True):
         name, states = one.queue.name, one.states()
         for state in LIVE_STATES:
             depth.add_metric([name, state], states[state])
@@ -89,8 +98,9 @@ def _gauges(snapshots: list[Snapshot], workers: list[dict[str, Any]]) -> Iterabl
         waiting_ms = one.computed_ms - one.oldest_ms if one.oldest_ms else 0
         oldest.add_metric([name], max(0, waiting_ms) / 1000)
         paused.add_metric([name], one.queue.paused)
+        dead.add_metric([name], count)
     active = GaugeMetricFamily("ojs_workers_active", "Workers that beat lately.", value=len(workers))
-    return depth, busy, oldest, paused, active
+    return depth, busy, oldest, paused, dead, active
 
 
 def _of_nodes(reports: list[dict[str, Any]]) -> Iterable[Metric]:
@@ -116,11 +126,11 @@ def _of_webhooks(reports: list[dict[str, Any]]) -> Iterable[Metric]:
 
 
 def _counted(reports: list[dict[str, Any]]) -> Iterable[Metric]:
-    for name, text in _COUNTERS.items():
-        family = CounterMetricFamily(f"ojs_job_{name}", text, labels=["queue", "type", "node"])
+    for counted, (name, text) in _COUNTERS.items():
+        family = CounterMetricFamily(name, text, labels=["queue", "type", "node"])
         for report in reports:
             for what, queue, type_, count in report["counters"]:
-                if what == name:
+                if what == counted:
                     family.add_metric([queue, type_, report["node"]], count)
         yield family
 

@@ -198,7 +198,7 @@ class DeadLetters:
                 break
             for key, entry, revision in entries:
                 try:
-                    await self.delete(entry["job_id"])
+                    self._events.count("dead_letter.pruned", await self._remove(entry["job_id"]))
                 except NotFound:  # retried or gone meanwhile: only the entry was left
                     await self._bucket.erase(key, revision)
             pruned += len(entries)
@@ -226,9 +226,7 @@ class DeadLetters:
     async def retry(self, job_id: str) -> tuple[_core.Record, bytes]:
         """`discarded` → available with all runs back, same id. Raises NotFound, Conflict, Unavailable."""
         record, _, _ = await self._find(job_id)
-        record, stored = await self._revive(record)
-        self._events.announce("dead_letter.retried", job_id, {"job_id": job_id, "queue": record.queue})
-        return record, stored
+        return await self._revive(record)
 
     async def revive(self, job_id: str) -> tuple[_core.Record, bytes]:
         """`retry`, also of a discarded job that is no dead letter. Raises NotFound, Conflict, Unavailable."""
@@ -236,16 +234,21 @@ class DeadLetters:
         return await self._revive(record)
 
     async def _revive(self, record: _core.Record) -> tuple[_core.Record, bytes]:
-        key = dead_key(record)
+        key, was_dead_letter = dead_key(record), record.dead_letter
         _, entered = await self._bucket.last(key)
         record, stored = await self._jobs.change(record.id, "retry", lambda r, now: r.revive(now))
         if entered:
             await self._bucket.erase(key, entered)  # not the entry of a job that has died again by now
         self._events.job("job.enqueued", record, before="discarded")
+        if was_dead_letter:
+            self._events.dead_letter("retried", record)
         return record, stored
 
     async def delete(self, job_id: str) -> None:
         """Remove a dead letter and its job for good. Raises NotFound, Unavailable."""
+        self._events.dead_letter("deleted", await self._remove(job_id))
+
+    async def _remove(self, job_id: str) -> _core.Record:
         while True:
             record, _, revision = await self._find(job_id)
             try:
@@ -253,7 +256,7 @@ class DeadLetters:
             except RevisionConflict:
                 continue
             await self._bucket.erase(dead_key(record))
-            return
+            return record
 
 
 def _keys(queue: str) -> str:

@@ -8,7 +8,7 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
-from ojs_fast.core.event_data import MEMBERS, trace_id
+from ojs_fast.core.event_data import MEMBERS, error_of, trace_id
 from ojs_fast.core.metrics import Metrics
 from ojs_fast.errors import InvalidRequest
 from ojs_fast.storage.event_log import EventLog
@@ -44,6 +44,19 @@ class Events:
         now_ms = self._clock()
         event = _core.job_event(record, event_type, self._ids.next(now_ms), self._source, now_ms, extra)
         self._log.append(event_type, record.id, event)
+        if event_type == "job.discarded" and record.dead_letter:
+            self.dead_letter("added", record, {"total_attempts": record.attempt, "last_error": error_of(record)})
+
+    def dead_letter(self, change: str, record: _core.Record, more: dict[str, Any] | None = None) -> None:
+        """Announce that a dead letter was `added`, `retried` or `deleted` (ojs-dead-letter section 11.1)."""
+        event_type = f"dead_letter.{change}"
+        self.count(event_type, record)
+        about = {"job_id": record.id, "job_type": record.type, "queue": record.queue}
+        self.announce(event_type, record.id, about | (more or {}))
+
+    def count(self, event_type: str, record: _core.Record) -> None:
+        """Count a change of one job that is announced together with others."""
+        self._metrics.observe(event_type, record)
 
     def announce(self, event_type: str, subject: str, data: dict[str, Any]) -> None:
         """Announce something that is no change of a job."""

@@ -19,7 +19,7 @@ BUCKETS_S = {
     "queue_time": (0.01, 0.05, 0.1, 0.5, 1.0, 5.0, 10.0, 30.0, 60.0, 300.0, 600.0, 1800.0, 3600.0),
     "requests": (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0),
 }
-# Event → counter (ojs-observability section 8.1).
+# Event → counter (ojs-observability section 8.1, ojs-dead-letter section 11.2).
 COUNTED = {
     "job.enqueued": "enqueued",
     "job.scheduled": "enqueued",
@@ -28,6 +28,9 @@ COUNTED = {
     "job.retrying": "retried",
     "job.cancelled": "cancelled",
     "job.expired": "expired",
+    "dead_letter.added": "dead_letter_added",
+    "dead_letter.retried": "dead_letter_retried",
+    "dead_letter.pruned": "dead_letter_pruned",
 }
 # What ends a job that did not complete, and the state that it left if it was running (discarded ones do not tell).
 ENDED = ("job.discarded", "job.cancelled")

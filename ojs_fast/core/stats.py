@@ -140,6 +140,10 @@ class Stats:
         [snapshot] = await self.of([Queue(queue, 0)])
         return snapshot.depth
 
+    async def dead_letters(self, queues: list[Queue]) -> list[int]:
+        """How many dead letters each queue has. Raises Unavailable."""
+        return list(await asyncio.gather(*(self._counts.indexed(names.DEAD, queue.name) for queue in queues)))
+
     async def metrics(self) -> list[dict[str, Any]]:
         """What each node counted since it started; see `Metrics.report`."""
         return [self._metrics.report(), *map(orjson.loads, await self._peers.ask_others(ASK_METRICS))]

@@ -12,7 +12,7 @@ from ojs_fast.storage.errors import Unavailable
 from ojs_fast.storage.recounts import Recounts
 
 MESSAGES = 500
-INDEXES = (names.SCHEDULED, names.RETRY)
+INDEXES = (names.SCHEDULED, names.RETRY, names.DEAD)
 
 
 class QueueCounts:
@@ -39,7 +39,7 @@ class QueueCounts:
         return int((await self._connection.stream_info(names.WORK_STREAM))["state"]["messages"])
 
     async def indexed(self, bucket: str, queue: str) -> int:
-        """Entries of a queue in `ojs-scheduled` or `ojs-retry`. Raises Unavailable."""
+        """Entries of a queue in one of INDEXES. Raises Unavailable."""
         stream, name = names.bucket_stream(bucket), names.counting_consumer(queue)
         answer = await self._connection.api(f"CONSUMER.INFO.{stream}.{name}")
         if answer.get("error", {}).get("err_code") == consumers.CONSUMER_NOT_FOUND:

@@ -63,6 +63,37 @@ def test_a_job_that_fails(api: Api) -> None:
     }
 
 
+def test_what_becomes_of_a_dead_letter(api: Api) -> None:
+    """It is added, retried (two ways), added again and deleted; each told once, behind the event of its job."""
+    queue = unique_queue()
+    job_id = api.enqueue(queue, kind="a.b", retry={"max_attempts": 1, "on_exhaustion": "dead_letter"})["id"]
+    for retry in (f"/dead-letter/{job_id}/retry", f"/admin/jobs/{job_id}/retry"):
+        api.fetch(queue)
+        api.nack(job_id, "no", code="smtp")
+        api.call("POST", retry, {})
+    api.fetch(queue)
+    api.nack(job_id, "no", code="smtp")
+    api.call("DELETE", f"/dead-letter/{job_id}")
+    events = told(api, queue, "dead_letter.deleted")
+    kinds = [kind for kind, _ in events if kind.startswith("dead_letter.") or kind == "job.discarded"]
+    again = ["job.discarded", "dead_letter.added", "dead_letter.retried"]
+    assert kinds == [*again, *again, "job.discarded", "dead_letter.added", "dead_letter.deleted"]
+    about = {"job_id": job_id, "job_type": "a.b", "queue": queue}
+    of = {kind: data for kind, data in events if data.pop("timestamp")}
+    assert of["dead_letter.retried"] == of["dead_letter.deleted"] == about
+    last_error = {"code": "smtp", "message": "no"}
+    assert of["dead_letter.added"] == about | {"total_attempts": 1, "last_error": last_error}
+
+
+def test_a_job_that_is_discarded_without_a_dead_letter_is_told_as_none(api: Api) -> None:
+    """By default nothing is left of it."""
+    queue = unique_queue()
+    job_id = api.enqueue(queue, retry={"max_attempts": 1})["id"]
+    api.fetch(queue)
+    api.nack(job_id, "no")
+    assert [kind for kind, _ in told(api, queue, "job.discarded") if kind.startswith("dead_letter.")] == []
+
+
 @pytest.mark.parametrize(
     ("left", "error", "expected"),
     [

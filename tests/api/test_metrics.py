@@ -15,6 +15,7 @@ from tests.support.api import Api, unique_queue
 from tests.support.docker import health_check
 from tests.support.nats import Nats
 from tests.support.openapi import check
+from tests.support.plain import PLAIN
 from tests.support.server import Server
 
 Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
@@ -22,7 +23,7 @@ Samples = dict[tuple[str, tuple[tuple[str, str], ...]], float]
 
 def scrape(server: Server) -> Samples:
     """Every sample by name and labels, without the node."""
-    reply = httpx.get(f"{server.url}/metrics", trust_env=False)
+    reply = httpx.get(f"{server.url}/metrics", **PLAIN)
     check(reply)
     assert reply.status_code == 200
     assert reply.headers["content-type"] == "text/plain; version=0.0.4; charset=utf-8"
@@ -83,17 +84,39 @@ def test_all_processes_of_a_server_are_told_whichever_answers() -> None:
             assert found["ojs_node_leader", ()] == 1
 
 
+def test_dead_letters_are_counted_by_queue(server: Server, api: Api) -> None:
+    """Those that are there now, those that came or were retried; a deleted one is only not there any more."""
+    queue, other = unique_queue(), unique_queue()
+
+    def die(name: str) -> str:
+        job_id = str(api.enqueue(name, kind="a.b", retry={"max_attempts": 1, "on_exhaustion": "dead_letter"})["id"])
+        api.fetch(name)
+        api.nack(job_id)
+        return job_id
+
+    api.call("POST", f"/dead-letter/{die(queue)}/retry", {})
+    api.call("DELETE", f"/dead-letter/{die(queue)}")
+    for name in (queue, queue, other):
+        die(name)
+    found = scrape(server)
+    by_type = (("queue", queue), ("type", "a.b"))
+    assert found["ojs_dead_letter_added_total", by_type] == 4
+    assert found["ojs_dead_letter_retried_total", by_type] == 1
+    assert found["ojs_dead_letter_total", (("queue", queue),)] == 2
+    assert found["ojs_dead_letter_total", (("queue", other),)] == 1
+
+
 def test_the_media_type_follows_the_client(server: Server) -> None:
     """A client that accepts exactly text/plain gets exactly that."""
-    reply = httpx.get(f"{server.url}/metrics", headers={"Accept": "text/plain"}, trust_env=False)
+    reply = httpx.get(f"{server.url}/metrics", headers={"Accept": "text/plain"}, **PLAIN)
     assert (reply.status_code, reply.headers["content-type"]) == (200, "text/plain")
 
 
 def test_metrics_need_the_key_and_readiness_does_not(fresh_server: Callable[..., Server]) -> None:
     """As health and manifest, /ready is open."""
     server = fresh_server(env={"OJS_API_KEY": "secret"})
-    assert httpx.get(f"{server.url}/metrics", trust_env=False).status_code == 401
-    ready = httpx.get(f"{server.url}/ready", trust_env=False)
+    assert httpx.get(f"{server.url}/metrics", **PLAIN).status_code == 401
+    ready = httpx.get(f"{server.url}/ready", **PLAIN)
     assert (ready.status_code, ready.json()) == (200, {"status": "ready"})
 
 
@@ -101,7 +124,7 @@ def test_probes_of_docker_and_kubernetes_need_no_key(fresh_server: Callable[...,
     """What docker/Dockerfile runs passes while the server runs, and fails when it does not."""
     server = fresh_server(env={"OJS_API_KEY": "secret"})
     for path in ("/ojs/v1/health", "/ready", "/ojs/manifest"):
-        assert httpx.get(f"{server.url}{path}", trust_env=False).status_code == 200
+        assert httpx.get(f"{server.url}{path}", **PLAIN).status_code == 200
     check = partial(subprocess.run, health_check(), env={"OJS_PORT": str(server.port)}, capture_output=True, timeout=30)
     assert check(check=False).returncode == 0
     server.stop()
