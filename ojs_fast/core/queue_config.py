@@ -63,8 +63,12 @@ class QueueRules:
             )
 
     def apply(self, record: _core.Record) -> None:
-        """Give a new job what it does not set itself. Raises JobTypeNotAllowed."""
+        """Take a new job: `check_type`, then `fill`. Raises JobTypeNotAllowed."""
         self.check_type(record)
+        self.fill(record)
+
+    def fill(self, record: _core.Record) -> None:
+        """Give a new job what it does not set itself (ojs-queue-config section 7.3)."""
         if not record.timeout_ms:
             record.timeout_ms = self.timeout_ms
         if not record.visibility_ms:

@@ -388,6 +388,17 @@ def test_a_workflow_goes_on_when_a_queue_takes_its_type_no_more(api: Api) -> Non
     assert get(api, made["id"])["state"] == "completed"
 
 
+def test_defaults_of_a_queue_apply_to_steps(api: Api) -> None:
+    """As to any new job: unless the step, or the options of its workflow, say otherwise."""
+    queue, other = unique_queue(), unique_queue()
+    api.call("PUT", f"/queues/{queue}/config", {"default_retry": {"max_attempts": 8}})
+    steps = [job(queue), job(queue, retry={"max_attempts": 2}), job(other)]
+    create(api, type="group", jobs=steps)
+    create(api, type="chain", steps=[job(queue)], options={"retry": {"max_attempts": 4}})
+    given = [found["max_attempts"] for name in (queue, other) for found in api.fetch(name, count=10)]
+    assert (sorted(given[:3]), given[3:]) == ([2, 4, 8], [3])
+
+
 def test_every_composition_of_the_specification_works(api: Api) -> None:
     """Section 10.1, three levels deep and more."""
     queue = unique_queue()

@@ -92,6 +92,8 @@ class Members:
         id_ = job_id(header.id, index, generation)
         record = _core.parse_enqueue(member.raw, self._clock(), lambda _: id_, self._max_depth)
         unique.drop(record)  # a step is to run, whatever else there is
+        if (rules := self._queues.rules.get(record.queue)) is not None:
+            rules.fill(record)
         record.node_id = self._node_id
         record.extra = {**(record.extra or {}), FEATURE: [header.id, index, generation]}
         self._tracing.carry(record, header.trace)
