@@ -10,6 +10,7 @@ import httpx
 import pytest
 
 from tests.support.api import Api, unique_queue
+from tests.support.plain import PLAIN
 from tests.support.processes import poll
 from tests.support.server import Server
 
@@ -36,7 +37,7 @@ def told(server: Server) -> list[dict[str, Any]]:
 def test_each_request_is_a_line(fresh_server: Callable[..., Server], method: str, path: str, status: int) -> None:
     """Whatever lane it takes and whatever becomes of it; never with its query string."""
     server = fresh_server(env=ON | ({"OJS_API_KEY": "k"} if status == 401 else {}))
-    answer = httpx.request(method, server.url + path, headers={"X-Request-Id": "mine-1"})
+    answer = httpx.request(method, server.url + path, headers={"X-Request-Id": "mine-1"}, **PLAIN)
     assert answer.status_code == status
     [line] = poll(lambda: told(server), what="the request is told")
     shown = path.partition("?")[0].replace("%0A", "\\n").replace("%22", '"')
@@ -75,7 +76,7 @@ def test_the_last_lines_are_written_at_shutdown(fresh_server: Callable[..., Serv
 def test_text_is_for_human_eyes(fresh_server: Callable[..., Server]) -> None:
     """One line whatever the path holds."""
     server = fresh_server(env=ON | {"OJS_LOG_FORMAT": "text"})
-    httpx.get(f"{server.url}/ojs/v1/a%0Ab")
+    httpx.get(f"{server.url}/ojs/v1/a%0Ab", **PLAIN)
     shown = "INFO  GET /ojs/v1/a\\nb 404  http.request.method='GET'"
     poll(lambda: any(shown in line for line in server.log().splitlines()), what=shown)
 

@@ -12,6 +12,7 @@ from tests.api.checks import refusal
 from tests.api.test_workers import held
 from tests.support.api import CONTENT_TYPE, Api, Body, unique_queue
 from tests.support.nats import Nats
+from tests.support.plain import PLAIN
 from tests.support.processes import poll
 from tests.support.server import Server
 
@@ -24,7 +25,7 @@ def save(api: Api, job_id: str, state: object) -> Body:
 def raw_save(api: Api, job_id: str, content: bytes) -> httpx.Response:
     """Send exactly these bytes."""
     url = f"{api.url}/ojs/v1/jobs/{job_id}/checkpoint"
-    return httpx.put(url, content=content, headers={"Content-Type": CONTENT_TYPE})
+    return httpx.put(url, content=content, headers={"Content-Type": CONTENT_TYPE}, **PLAIN)
 
 
 def test_the_latest_one_is_kept_and_counted(api: Api) -> None:

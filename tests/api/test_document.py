@@ -10,6 +10,7 @@ import httpx
 
 from tests.support.api import Api
 from tests.support.openapi import check, document
+from tests.support.plain import PLAIN
 from tests.support.server import Server
 
 
@@ -17,16 +18,16 @@ def test_the_document_is_served_without_a_key(fresh_server: Callable[..., Server
     """At both places, as plain JSON, the same that the tests check answers by."""
     server = fresh_server(env={"OJS_API_KEY": "secret", "OJS_ENABLE_RESET": "true"})
     for path in ("/openapi.json", "/ojs/v1/openapi.json"):
-        reply = httpx.get(server.url + path)
+        reply = httpx.get(server.url + path, **PLAIN)
         check(reply)
         assert reply.headers["content-type"] == "application/json"
         assert reply.json() == document()
-    assert httpx.get(f"{server.url}/ojs/v1/jobs/x").status_code == 401
+    assert httpx.get(f"{server.url}/ojs/v1/jobs/x", **PLAIN).status_code == 401
 
 
 def test_the_page_may_load_nothing_but_its_own_style(server: Server) -> None:
     """The policy forbids everything else, and names the digest of the style sheet."""
-    reply = httpx.get(f"{server.url}/docs")
+    reply = httpx.get(f"{server.url}/docs", **PLAIN)
     check(reply)
     assert reply.headers["content-type"] == "text/html; charset=utf-8"
     style = reply.text.partition("<style>")[2].partition("</style>")[0]

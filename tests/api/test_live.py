@@ -17,6 +17,7 @@ from ojs_fast.core.live import Listener, LiveEvent
 from tests.support.api import Api, unique_queue
 from tests.support.nats import Nats
 from tests.support.openapi import acheck
+from tests.support.plain import PLAIN
 from tests.support.processes import poll
 from tests.support.server import Server
 
@@ -51,7 +52,7 @@ class Stream:
 async def listening(url: str, path: str, **headers: str) -> AsyncIterator[Stream]:
     """Open a stream and wait until it runs."""
     async with (
-        httpx.AsyncClient(trust_env=False, timeout=30, event_hooks={"response": [acheck]}) as client,
+        httpx.AsyncClient(timeout=30, event_hooks={"response": [acheck]}, **PLAIN) as client,
         client.stream("GET", f"{url}/ojs/v1{path}", headers=headers) as reply,
     ):
         assert reply.status_code == 200, await reply.aread()
@@ -178,7 +179,7 @@ async def test_the_end_of_the_server_is_told(fresh_server: Callable[..., Server]
 
 def listeners(url: str) -> int:
     """How many the server counts."""
-    text = httpx.get(f"{url}/metrics", trust_env=False).text
+    text = httpx.get(f"{url}/metrics", **PLAIN).text
     [line] = [one for one in text.splitlines() if one.startswith("ojs_node_live_listeners{")]
     return int(float(line.rpartition(" ")[2]))
 
@@ -197,7 +198,7 @@ async def test_a_client_that_hangs_up_is_forgotten(fresh_server: Callable[..., S
 async def test_streams_need_the_key(fresh_server: Callable[..., Server]) -> None:
     """As every other endpoint."""
     server = await asyncio.to_thread(fresh_server, env={"OJS_API_KEY": "secret"})
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(**PLAIN) as client:
         assert (await client.get(f"{server.url}/ojs/v1/events/stream")).status_code == 401
     async with listening(server.url, "/events/stream", Authorization="Bearer secret"):
         pass

@@ -12,6 +12,7 @@ import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.support.api import Api
+from tests.support.plain import PLAIN
 from tests.support.server import Server
 
 DOCS = Path(__file__).parents[2] / "docs"
@@ -41,7 +42,7 @@ def metrics() -> dict[str, set[str]]:
             api.enqueue()
         api.ack(api.fetch()[0]["id"])
         api.heartbeat("w-1")
-        text = httpx.get(f"{server.url}/metrics", trust_env=False).text
+        text = httpx.get(f"{server.url}/metrics", **PLAIN).text
     found: dict[str, set[str]] = {}
     for family in text_string_to_metric_families(text):
         for suffix in SUFFIXES[family.type]:

@@ -16,6 +16,7 @@ from ojs_fast.api.keys import Scope, create_key, revoke_key
 from tests.support.certificates import self_signed
 from tests.support.docker import health_check
 from tests.support.openapi import check
+from tests.support.plain import PLAIN
 from tests.support.processes import free_port, poll
 from tests.support.server import Server
 
@@ -24,7 +25,7 @@ JOB = {"type": "t", "args": []}
 
 def _ask(server: Server, key: str, method: str, path: str, body: object = None) -> httpx.Response:
     headers = {"Authorization": f"Bearer {key}"} if key else {}
-    reply = httpx.request(method, f"{server.url}/ojs/v1{path}", headers=headers, json=body, timeout=20)
+    reply = httpx.request(method, f"{server.url}/ojs/v1{path}", headers=headers, json=body, timeout=20, **PLAIN)
     check(reply)
     return reply
 

@@ -15,6 +15,7 @@ import pytest
 from tests.support.api import Api, ApiError, job_request, unique_queue
 from tests.support.nats import Nats
 from tests.support.otlp import ERROR, INTERNAL, OK, SERVER, Receiver
+from tests.support.plain import PLAIN
 from tests.support.processes import poll
 from tests.support.server import Server
 
@@ -212,13 +213,13 @@ def test_every_process_sends_and_the_death_of_one_is_a_span(receiver: Receiver) 
         about = {"service.name": "ojs-fast", "telemetry.sdk.language": "python"}
 
         def instances() -> set[str]:
-            httpx.post(f"{second.url}/ojs/v1/workers/fetch", json={"queues": ["two-workers"]}, trust_env=False)
+            httpx.post(f"{second.url}/ojs/v1/workers/fetch", json={"queues": ["two-workers"]}, **PLAIN)
             spans = [one for one in list(receiver.spans) if one.about.get("ojs.job.queue") == "two-workers"]
             assert all(about.items() <= one.resource.items() for one in spans)
             return {str(one.resource["service.instance.id"]) for one in spans}
 
         poll(lambda: len(instances()) == 2, what="both workers' spans arrive")
-        metrics = httpx.get(f"{second.url}/metrics", trust_env=False).text
+        metrics = httpx.get(f"{second.url}/metrics", **PLAIN).text
         assert all(f'node="{instance}"' in metrics for instance in instances())
         first.kill()
         reaper = receiver.await_span("ojs.reaper.check", ojs__nodes__dead=1)

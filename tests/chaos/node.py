@@ -15,6 +15,7 @@ import orjson
 from ojs_fast import app, serve
 from ojs_fast.config import Settings
 from ojs_fast.core import clock
+from tests.support.plain import PLAIN
 from tests.support.server import Server
 
 CLOCK = "/test/clock"
@@ -32,7 +33,7 @@ class ChaosServer(Server):
 
     def move_clock(self, ahead_ms: int) -> None:
         """Let its wall clock be so far ahead of ours."""
-        httpx.post(self.url + CLOCK, json=ahead_ms, timeout=5).raise_for_status()
+        httpx.post(self.url + CLOCK, json=ahead_ms, timeout=5, **PLAIN).raise_for_status()
 
 
 def create_app() -> Callable[[Scope, Receive, Send], Awaitable[None]]:

@@ -15,6 +15,8 @@ from typing import Any
 
 import httpx
 
+from tests.support.plain import PLAIN
+
 from . import dsl
 from .cases import Case, Step, known_defect
 from .paths import Bodies, PathError, as_text, parse_object, resolve, substitute
@@ -69,7 +71,8 @@ class CaseResult:
 
 def connect(base_url: str) -> httpx.AsyncClient:
     """Open a client for the server under test; no proxy, or loopback would be asked for elsewhere."""
-    return httpx.AsyncClient(base_url=base_url, timeout=TIMEOUT_S, trust_env=False)
+    more = {"trust_env": False} if base_url.startswith("https:") else PLAIN
+    return httpx.AsyncClient(base_url=base_url, timeout=TIMEOUT_S, **more)
 
 
 @dataclass(slots=True)

@@ -12,6 +12,7 @@ import httpx
 import pytest
 
 from tests.support.nats import Nats
+from tests.support.plain import PLAIN
 from tests.support.processes import poll
 from tests.support.server import Server
 
@@ -44,7 +45,7 @@ class _Client(threading.Thread):
 
     def run(self) -> None:
         """Enqueue until told to stop."""
-        with httpx.Client(timeout=20) as http:
+        with httpx.Client(timeout=20, **PLAIN) as http:
             for count in itertools.count():
                 if self._done.is_set():
                     return
@@ -90,6 +91,6 @@ def test_a_rolling_restart_fails_no_request_and_always_leaves_a_leader(fresh_ser
         assert [failure for client in clients for failure in client.failed] == []
         stored = [job_id for client in clients for job_id in client.stored]
         assert len(stored) > CLIENTS
-        with httpx.Client() as http:
+        with httpx.Client(**PLAIN) as http:
             for job_id in stored[:: max(1, len(stored) // 200)]:
                 assert http.get(f"{servers[0].url}/ojs/v1/jobs/{job_id}").status_code == 200

@@ -12,6 +12,7 @@ from typing import Any, Self
 import httpx
 
 from tests.sdk.wire_python import OJS_JSON, Body, send
+from tests.support.plain import PLAIN
 
 
 class JsError(Exception):
@@ -41,7 +42,7 @@ class JavaScriptSdk:
 
     def __init__(self, url: str) -> None:
         headers = {"Content-Type": OJS_JSON, "Accept": OJS_JSON, "OJS-Version": "1.0"}
-        self.http = httpx.Client(base_url=url, headers=headers, timeout=30)
+        self.http = httpx.Client(base_url=url, headers=headers, timeout=30, **PLAIN)
 
     def __enter__(self) -> Self:
         return self

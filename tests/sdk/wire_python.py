@@ -16,6 +16,8 @@ from typing import Any, Self
 
 import httpx
 
+from tests.support.plain import PLAIN
+
 OJS_JSON = "application/openjobspec+json"
 RETRIED = (429, 502, 503, 504)
 RETRIES = 3
@@ -105,6 +107,7 @@ class PythonSdk:
             transport=transport,
             timeout=30,
             event_hooks={"request": [self.requests.append]},
+            **PLAIN,
         )
 
     def __enter__(self) -> Self:

@@ -10,6 +10,7 @@ from typing import Any, Self
 import httpx
 
 from tests.support.openapi import check
+from tests.support.plain import PLAIN
 
 CONTENT_TYPE = "application/openjobspec+json"
 Body = dict[str, Any]
@@ -44,7 +45,9 @@ class Api:
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
         self.url = url
-        self.http = httpx.Client(base_url=url, headers=headers, timeout=timeout_s, event_hooks={"response": [check]})
+        self.http = httpx.Client(
+            base_url=url, headers=headers, timeout=timeout_s, event_hooks={"response": [check]}, **PLAIN
+        )
 
     def __enter__(self) -> Self:
         return self

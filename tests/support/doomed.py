@@ -22,6 +22,7 @@ import orjson
 from ojs_fast import app, serve
 from ojs_fast.config import Settings
 from ojs_fast.storage.wire import Wire
+from tests.support.plain import PLAIN
 from tests.support.server import Server
 
 FUSE = "/test/fuse"
@@ -44,11 +45,11 @@ class Doomed(Server):
 
     def arm(self, writes: int = _ALL) -> None:
         """From now on let so many writes through, then die."""
-        httpx.post(self.url + FUSE, json=writes).raise_for_status()
+        httpx.post(self.url + FUSE, json=writes, **PLAIN).raise_for_status()
 
     def written(self) -> list[str]:
         """What was written since, as `ojs-jobs`, `work message`, `+ACK`."""
-        names: list[str] = httpx.get(self.url + FUSE).raise_for_status().json()
+        names: list[str] = httpx.get(self.url + FUSE, **PLAIN).raise_for_status().json()
         return names
 
     def await_death(self, limit_s: float) -> None:

@@ -15,6 +15,7 @@ from typing import Self
 import httpx
 
 from ojs_fast.storage.staging import area_of
+from tests.support.plain import PLAIN
 from tests.support.processes import Process, descendants, free_port, poll
 from tests.support.strict import LEFT
 
@@ -111,7 +112,7 @@ class Server:
                 f"the server ended with {self._process and self._process.returncode}:\n{self.tail()}"
             )
             try:
-                return httpx.get(f"{self.url}/ojs/v1/health", timeout=5).status_code == 200
+                return httpx.get(f"{self.url}/ojs/v1/health", timeout=5, **PLAIN).status_code == 200
             except httpx.TransportError:
                 return False
 
