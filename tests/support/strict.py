@@ -1,6 +1,7 @@
 """The server as tests run it: it tells at its end what it left behind, and `Server.stop` fails on it.
 
-Left behind are tasks that still run, exceptions that nobody saw, and coroutines that nobody awaited.
+Left behind are tasks that still run, exceptions that nobody saw, and coroutines that nobody awaited. Imports no more
+than it needs, because each server runs this module twice.
 """
 
 from __future__ import annotations
@@ -13,9 +14,6 @@ import sys
 import warnings
 from collections.abc import Awaitable, Callable
 from typing import Any
-
-from ojs_fast import app, serve
-from ojs_fast.config import Settings
 
 #: begins each line that tells of something left behind
 LEFT = "left behind:"
@@ -31,6 +29,8 @@ Send = Callable[[dict[str, Any]], Awaitable[None]]
 
 def create_app() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """Make the application that Granian loads."""
+    from ojs_fast import app
+
     application = app.create_app()
     warnings.simplefilter("always", RuntimeWarning)
     warnings.showwarning = _warned
@@ -67,4 +67,7 @@ def _warned(message: Warning | str, *_: Any, **__: Any) -> None:
 
 
 if __name__ == "__main__":
+    from ojs_fast import serve
+    from ojs_fast.config import Settings
+
     sys.exit(serve.run(Settings.from_env(os.environ), target="tests.support.strict:create_app"))
