@@ -113,7 +113,7 @@ class Reconciler:
 
         Raises Unavailable.
         """
-        dead = self._leases.dead_nodes()
+        dead = set(self._leases.dead_nodes())
         if dead - self._rechecked:
             await self._settler.recheck(self._leases.live_nodes())
         self._rechecked = dead
@@ -151,7 +151,8 @@ class Reconciler:
             await self._repair(dead)
         return len(dead)
 
-    async def _repair(self, dead: set[str]) -> None:
+    async def _repair(self, ended: dict[str, int]) -> None:
+        dead = set(ended)
         since_ms = min([await self._leases.last_renewal_ms(node_id) for node_id in dead]) - MARGIN_MS
         log.info("reconciling after %d dead nodes", len(dead))
         # First, so that the replay finds what this writes, and before any other node runs half a batch.
@@ -163,8 +164,8 @@ class Reconciler:
         await self._walk_in_flight()
         for repair in self.on_dead:
             await repair(dead)
-        for node_id in dead:
-            await self._leases.bury(node_id)
+        for node_id, revision in ended.items():
+            await self._leases.bury(node_id, revision)
         # Live nodes claimed, settled and cancelled meanwhile: some of what was published again is stale by now.
         self._audit_due = (min(since_ms, (self._audit_due or (since_ms, 0.0))[0]), time.monotonic() + AUDIT_AFTER_S)
         self._look_later(seen)

@@ -129,11 +129,11 @@ class Leases:
             return False
         return found[2] > max(self._watching_since, time.monotonic() - HEARD_S)
 
-    def dead_nodes(self) -> set[str]:
-        """Ids of those whose lease ended and is not reconciled yet."""
+    def dead_nodes(self) -> dict[str, int]:
+        """Those whose lease ended and is not reconciled yet: `{node id: the lease's last revision}`."""
         return {
-            v["node_id"]
-            for k, (v, _, seen) in self._seen.items()
+            v["node_id"]: revision
+            for k, (v, revision, seen) in self._seen.items()
             if k.startswith(NODE_PREFIX) and self._is_dead(v, seen)
         }
 
@@ -156,10 +156,15 @@ class Leases:
             return True
         return time.monotonic() - seen > DEAD_AFTER_S
 
-    async def bury(self, node_id: str) -> None:
-        """Remove the lease of a node that was reconciled. Raises Unavailable."""
-        await self._bucket.erase(NODE_PREFIX + node_id)
-        self._seen.pop(NODE_PREFIX + node_id, None)
+    async def bury(self, node_id: str, revision: int) -> None:
+        """Remove the lease of a node that was reconciled, but not one that it took later: it may have died once more.
+
+        Raises Unavailable.
+        """
+        key = NODE_PREFIX + node_id
+        await self._bucket.erase(key, revision)
+        if key in self._seen and self._seen[key][1] <= revision:
+            del self._seen[key]
 
     async def announce(self) -> None:
         """Take the lease before this node is ready: from here on others wait for it. Raises Unavailable."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import signal
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -17,7 +19,12 @@ from ojs_fast.storage import names
 from ojs_fast.storage.buckets import Bucket
 from ojs_fast.storage.errors import Unavailable
 from tests.core.conftest import WallClock
+from tests.core.test_closed_counts import completed
 from tests.core.test_time import QUEUE, enqueue, eventually, fetch
+from tests.support.api import Api
+from tests.support.nats import Nats
+from tests.support.processes import freeze, poll
+from tests.support.server import Server
 
 JOBS = 20
 MANY_MARKERS = 501
@@ -163,3 +170,38 @@ async def test_an_entry_that_a_repair_made_too_late_goes(
     await node.stores.outbox.flushed()
     assert kept in key
     assert await bucket.keys() == [key]
+
+
+@pytest.mark.slow
+async def test_a_node_that_wakes_up_while_it_is_repaired_and_dies_then(node: Node, nats: Nats) -> None:
+    """It died a second time, and what it did in between is set right as well."""
+    await eventually(lambda: node.leases.is_leader, "it leads")
+    repaired: list[set[str]] = []
+    again = asyncio.Event()
+
+    def wake_work_and_die() -> None:
+        os.kill(worker, signal.SIGCONT)
+        poll(lambda: repaired[0] <= node.leases.live_nodes(), what="it takes its lease again")
+        for _ in range(JOBS):
+            api.enqueue(QUEUE)
+            api.ack(api.fetch(QUEUE)[0]["id"])
+        other.kill()
+
+    async def meanwhile(dead: set[str]) -> None:
+        repaired.append(dead)
+        if len(repaired) == 1:
+            await asyncio.to_thread(wake_work_and_die)
+        else:
+            again.set()
+
+    node.reconciler.on_dead.append(meanwhile)
+    with Server(nats_url=nats.url) as other, Api(other.url) as api:
+        [worker] = other.worker_pids
+        await asyncio.to_thread(freeze, worker)
+        await asyncio.wait_for(again.wait(), 60)  # its lease ends after 4 s, twice
+    assert repaired == [repaired[0]] * 2
+
+    async def is_counted() -> bool:
+        return await completed(node) == JOBS
+
+    await eventually(is_counted, "all that it did is counted")
