@@ -190,21 +190,23 @@ class DeadLetters:
         return outcome
 
     async def prune(self, keep: int) -> int:
-        """Delete the oldest beyond `keep`; how many. Raises Unavailable."""
-        pruned, excess = 0, await self._bucket.count() - keep
-        while pruned < excess:
-            entries = await self._bucket.page(0, min(excess - pruned, AT_ONCE))
+        """Delete the oldest beyond `keep`; how many entries went. Raises Unavailable."""
+        gone = pruned = 0
+        excess = await self._bucket.count() - keep
+        while gone < excess:
+            entries = await self._bucket.page(0, min(excess - gone, AT_ONCE))
             if not entries:
                 break
             for key, entry, revision in entries:
                 try:
                     self._events.count("dead_letter.pruned", await self._remove(entry["job_id"]))
+                    pruned += 1
                 except NotFound:  # retried or gone meanwhile: only the entry was left
                     await self._bucket.erase(key, revision)
-            pruned += len(entries)
+            gone += len(entries)
         if pruned:
             self._events.announce("dead_letter.pruned", "dead-letter", {"count": pruned})
-        return pruned
+        return gone
 
     # -- one -------------------------------------------------------------------------------------
 

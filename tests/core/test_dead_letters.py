@@ -37,6 +37,8 @@ async def test_the_oldest_are_pruned_first(node: Node) -> None:
     assert [await node.stores.records.get(one) for one in dead[1:3]] == [None, None]
     assert await node.dead_letters.prune(4) == 0
     assert ["dead_letter_pruned", "q", "a.b", 2] in node.metrics.report()["counters"]
+    told, _, _ = await node.events.read(after="", types=["dead_letter.pruned"], queues=[], job_types=[], limit=10)
+    assert [event["data"]["count"] for event in told] == [2]
 
 
 async def test_one_that_dies_again_before_its_retry_is_over_stays_listed(
