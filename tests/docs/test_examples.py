@@ -114,8 +114,8 @@ def test_the_worker_completes_and_fails_jobs(api: Api, queue: str, start: Callab
 
 
 def test_heartbeats_keep_a_long_job(api: Api, queue: str, start: Callable[..., Running]) -> None:
-    """Longer than its reservation, and it runs once."""
-    job_id = api.enqueue(queue, kind="report.make", args=[8])["id"]
+    """Twice as long as its reservation, and it runs once."""
+    job_id = api.enqueue(queue, kind="report.make", args=[10])["id"]
     worker = start(OJS_VISIBILITY_MS="5000")  # on a busy machine a beat of the shell worker takes a second or two
     poll(lambda: state(api, job_id) == "completed", deadline_s=30, what="the report is made")
     worker.terminate()
