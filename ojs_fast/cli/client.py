@@ -67,15 +67,15 @@ class Client:
         if api_key:
             headers["Authorization"] = f"Bearer {api_key}"
         try:
-            if httpx.URL(self.url).scheme not in ("http", "https"):
+            scheme = httpx.URL(self.url).scheme
+            if scheme not in ("http", "https"):
                 raise click.UsageError(f"--url is {url!r}; expected http:// or https:// and a host.")
+            trust: Any = True
             if ca:
-                trust: Any = ssl.create_default_context(cafile=ca)
-            elif httpx.URL(self.url).scheme == "http":
+                trust = ssl.create_default_context(cafile=ca)
+            elif scheme == "http":
                 # Loading all authorities' certificates takes longer than the request that needs none.
                 trust = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-            else:
-                trust = True
             self._http = httpx.Client(base_url=self.url, headers=headers, timeout=timeout_s, verify=trust)
         except httpx.InvalidURL as error:
             raise click.UsageError(f"--url is {url!r}; expected http:// or https:// and a host ({error}).") from error

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Callable
+from typing import Any
 
 import orjson
 
@@ -56,6 +57,11 @@ MEMBERS: dict[str, Callable[[_core.Record], str]] = {
     "job.scheduled": _scheduled,
     "job.expired": _expired,
 }
+
+
+def job_of(record: _core.Record) -> dict[str, Any]:
+    """Which job it is, for the `data` of an event that is no `job.…`."""
+    return {"job_id": record.id, "job_type": record.type, "queue": record.queue}
 
 
 def trace_id(record: _core.Record) -> str:

@@ -8,7 +8,7 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
-from ojs_fast.core.event_data import MEMBERS, error_of, trace_id
+from ojs_fast.core.event_data import MEMBERS, error_of, job_of, trace_id
 from ojs_fast.core.metrics import Metrics
 from ojs_fast.errors import InvalidRequest
 from ojs_fast.storage.event_log import EventLog
@@ -51,8 +51,7 @@ class Events:
         """Announce that a dead letter was `added`, `retried` or `deleted` (ojs-dead-letter section 11.1)."""
         event_type = f"dead_letter.{change}"
         self.count(event_type, record)
-        about = {"job_id": record.id, "job_type": record.type, "queue": record.queue}
-        self.announce(event_type, record.id, about | (more or {}))
+        self.announce(event_type, record.id, job_of(record) | (more or {}))
 
     def count(self, event_type: str, record: _core.Record) -> None:
         """Count a change of one job that is announced together with others."""

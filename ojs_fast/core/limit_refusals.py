@@ -8,6 +8,7 @@ import orjson
 
 from ojs_fast import _core
 from ojs_fast.core.clock import NowMs
+from ojs_fast.core.event_data import job_of
 from ojs_fast.core.events import Events
 from ojs_fast.core.limit_keys import LimitKeys
 from ojs_fast.core.limit_state import Limit, Refusal
@@ -118,11 +119,7 @@ class RefusedJobs:
         if record.state == "scheduled":
             self._events.job("job.scheduled", record, before="available")
             return
-        self._events.announce(
-            "rate_limit.dropped",
-            record.id,
-            {"key": one.limit.key, "job_id": record.id, "job_type": record.type, "queue": record.queue},
-        )
+        self._events.announce("rate_limit.dropped", record.id, {"key": one.limit.key} | job_of(record))
         self._events.job("job.discarded", record, before="available")
 
 

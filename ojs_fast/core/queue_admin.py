@@ -9,6 +9,7 @@ from typing import Any
 from ojs_fast import _core
 from ojs_fast.core import queue_config
 from ojs_fast.core.clock import NowMs
+from ojs_fast.core.event_data import job_of
 from ojs_fast.core.events import Events
 from ojs_fast.core.job_search import JobFilter, JobSearch
 from ojs_fast.core.jobs import WAITING_STATES, Jobs
@@ -210,8 +211,7 @@ class QueueAdmin:
             return False
         await self._stores.work.delete(sequence)
         self._events.job("job.discarded", record, before="available")
-        facts = {"queue": record.queue, "job_id": job_id, "job_type": record.type}
-        self._events.announce("backpressure.dropped", record.queue, facts)
+        self._events.announce("backpressure.dropped", record.queue, job_of(record))
         return True
 
 

@@ -12,8 +12,6 @@ from typing import Any
 import httpx
 import orjson
 
-from ojs_fast import app, serve
-from ojs_fast.config import Settings
 from ojs_fast.core import clock
 from tests.support.plain import PLAIN
 from tests.support.server import Server
@@ -38,6 +36,8 @@ class ChaosServer(Server):
 
 def create_app() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
     """Make the application that Granian loads."""
+    from ojs_fast import app  # not above: the main process runs this module too, and needs none
+
     ahead_ms = 0
 
     def time_ns() -> int:
@@ -59,4 +59,7 @@ def create_app() -> Callable[[Scope, Receive, Send], Awaitable[None]]:
 
 
 if __name__ == "__main__":
+    from ojs_fast import serve
+    from ojs_fast.config import Settings
+
     sys.exit(serve.run(Settings.from_env(os.environ), target="tests.chaos.node:create_app"))
